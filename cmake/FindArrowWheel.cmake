@@ -1,0 +1,17 @@
+# ArrowWheel::arrow, ArrowWheel::parquet: the C++ libraries inside the PyPI wheel pyarrow (no unversioned names there).
+file(GLOB ArrowWheel_ROOT "${UQA_VENV}/lib/python3*/site-packages/pyarrow")
+find_path(ArrowWheel_INCLUDE_DIR arrow/api.h PATHS "${ArrowWheel_ROOT}/include" NO_DEFAULT_PATH)
+file(GLOB ArrowWheel_LIBRARY "${ArrowWheel_ROOT}/libarrow.so.[0-9]*00")
+file(GLOB ArrowWheel_PARQUET_LIBRARY "${ArrowWheel_ROOT}/libparquet.so.[0-9]*00")
+include(FindPackageHandleStandardArgs)
+find_package_handle_standard_args(ArrowWheel REQUIRED_VARS ArrowWheel_LIBRARY ArrowWheel_PARQUET_LIBRARY ArrowWheel_INCLUDE_DIR
+                                  REASON_FAILURE_MESSAGE "run scripts/setup.sh")
+if(ArrowWheel_FOUND AND NOT TARGET ArrowWheel::arrow)
+  add_library(ArrowWheel::arrow SHARED IMPORTED)
+  set_target_properties(ArrowWheel::arrow PROPERTIES IMPORTED_LOCATION "${ArrowWheel_LIBRARY}")
+  target_include_directories(ArrowWheel::arrow SYSTEM INTERFACE "${ArrowWheel_INCLUDE_DIR}")
+  add_library(ArrowWheel::parquet SHARED IMPORTED)
+  set_target_properties(ArrowWheel::parquet PROPERTIES IMPORTED_LOCATION "${ArrowWheel_PARQUET_LIBRARY}")
+  target_link_libraries(ArrowWheel::parquet INTERFACE ArrowWheel::arrow)
+  link_directories("${ArrowWheel_ROOT}")
+endif()

@@ -1,0 +1,145 @@
+// comm/communicator.h - ranks that talk to each other, as values passed to constructors. There is no default group.
+//
+//   const comm::Session session(&argc, &argv);
+//   const comm::Communicator& world = session.world();
+//   const auto total = comm::all_reduce(num_rows, comm::ReduceOp::kSum, world);
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "core/error.h"
+#include "models/torch_pch.h"
+
+namespace uqa::comm {
+
+using at::Tensor;
+
+enum class ReduceOp { kSum, kMax, kMin };
+
+namespace detail {
+class Backend;  // comm/backend.h: one implementation per transport
+class Pending;
+}  // namespace detail
+
+/// A collective that was started and not yet waited for. Move-only; the destructor waits (and logs, never throws).
+class [[nodiscard]] Work {
+ public:
+  Work();
+  explicit Work(std::unique_ptr<detail::Pending> pending);
+  ~Work();
+  Work(Work&&) noexcept;
+  Work& operator=(Work&&) noexcept;
+  /// Blocks until the result is in the tensor. Throws Error(kComm). A second call returns at once.
+  void wait();
+  /// Lets the transport progress; true when done. MPI needs such calls to move at all.
+  [[nodiscard]] bool test();
+
+ private:
+  std::unique_ptr<detail::Pending> pending_;
+};
+
+/// A group of ranks; cheap to copy. Every collective below must be called by every rank of the group, in the same order,
+/// from one thread at a time per process.
+class Communicator {
+ public:
+  /// A group of one: every collective is a copy or nothing.
+  Communicator();
+  explicit Communicator(std::shared_ptr<detail::Backend> backend);
+
+  [[nodiscard]] int rank() const;
+  [[nodiscard]] int size() const;
+  /// "world", "dp", "tp": the mesh axis, named in errors and by the watchdog.
+  [[nodiscard]] const std::string& axis() const;
+  /// Ranks with the same `color` form a new group, ordered by `key`. Collective.
+  [[nodiscard]] Communicator split(int color, int key, const std::string& axis) const;
+  /// Bytes that this rank has sent through collectives of this group so far, by the closed formulas in docs/design.
+  [[nodiscard]] std::int64_t bytes_sent() const;
+  [[nodiscard]] detail::Backend& backend() const;
+
+ private:
+  std::shared_ptr<detail::Backend> backend_;
+};
+
+// Dtypes of every collective: float32, bfloat16 (sums accumulate in float32), int64. Others throw Error(kInternal).
+// Tensors live on the CPU for the MPI, serial and thread backends. Results are new storage unless the name ends in `_`.
+
+/// Element-wise reduction over the group. Shapes equal on all ranks; x is not modified.
+[[nodiscard]] Tensor all_reduce(const Tensor& x, ReduceOp op, const Communicator& comm);
+/// In place; x must be contiguous.
+void all_reduce_(Tensor& x, ReduceOp op, const Communicator& comm);
+/// In place, started only: x is busy until wait(). x must be contiguous.
+[[nodiscard]] Work all_reduce_async_(Tensor& x, ReduceOp op, const Communicator& comm);
+/// Concatenation over ranks along dim 0, in rank order. Row counts may differ (also be 0); trailing shape must agree.
+[[nodiscard]] Tensor all_gather(const Tensor& x, const Communicator& comm);
+/// Sums x [sum(rows), ...] over ranks and returns this rank's block of `rows[rank]` rows. `rows` is equal on all ranks.
+[[nodiscard]] Tensor reduce_scatter(const Tensor& x, const std::vector<std::int64_t>& rows, const Communicator& comm);
+/// Rank `root`'s x on every rank, in place; x must be contiguous and of equal shape everywhere.
+void broadcast_(Tensor& x, int root, const Communicator& comm);
+/// Sends `send_rows[r]` rows of x (in rank order) to rank r; returns what arrived, in rank order, and its row counts.
+[[nodiscard]] std::pair<Tensor, std::vector<std::int64_t>> all_to_all(const Tensor& x, const std::vector<std::int64_t>& send_rows,
+                                                                      const Communicator& comm);
+void barrier(const Communicator& comm);
+
+/// One integer reduced over the group.
+[[nodiscard]] std::int64_t all_reduce(std::int64_t value, ReduceOp op, const Communicator& comm);
+/// Rank `root`'s text on every rank.
+[[nodiscard]] std::string broadcast_text(const std::string& text, int root, const Communicator& comm);
+
+/// Throws the same Error on every rank when `ok` is false on any: the text of the lowest failing rank, with its rank named.
+/// Every rank must call it. Use before a collective that one rank might not reach.
+void agree_or_throw(const Communicator& comm, bool ok, ErrorCode code, const std::string& text);
+/// Runs `body` on every rank and rethrows a uqa::Error of any rank on all of them (lowest failing rank wins).
+void run_agreed(const Communicator& comm, const std::function<void()>& body);
+
+struct SessionOptions {
+  double timeout_s = 600;          ///< comm.timeout_s: a collective that waits longer ends the job; > 0
+  std::string heartbeat_dir = "";  ///< where ranks keep their heartbeat files; empty: a temporary directory per job
+};
+
+/// Owns MPI for the process: initialised (MPI_THREAD_SERIALIZED) only when a launcher started it (mpirun, srun with PMIx),
+/// else the world is one rank without MPI. Make exactly one, first thing in main, before threads; it outlives everything.
+/// Under Slurm with several tasks and no PMIx it throws Error(kConfig): else N runs would write one directory.
+class Session {
+ public:
+  Session(int* argc, char*** argv, SessionOptions options = {});
+  ~Session();
+  Session(const Session&) = delete;
+  Session& operator=(const Session&) = delete;
+
+  [[nodiscard]] const Communicator& world() const;
+  /// Changes the watchdog's time-out and directory once options are parsed.
+  void configure_watchdog(const SessionOptions& options);
+  /// Ends well: a last barrier, then finalize. Collective. Nothing may talk after it.
+  void finish();
+  /// For main's catch block: logs one line and, if the error may be this rank's alone, aborts the job with its exit code
+  /// (MPI_Abort). Errors marked as agreed (thrown by agree_or_throw) finalize in order. Returns the exit code.
+  [[nodiscard]] int fail(const std::exception& error) noexcept;
+
+ private:
+  struct Impl;
+  std::unique_ptr<Impl> impl_;
+};
+
+/// Splits the world once into named axes, row-major with tp innermost (same node).
+class Mesh {
+ public:
+  /// dp * tp must be the world size, else Error(kConfig) with every factor named. dp = 0 means world / tp. Collective.
+  Mesh(const Communicator& world, int dp, int tp);
+  [[nodiscard]] const Communicator& world() const { return world_; }
+  [[nodiscard]] const Communicator& dp() const { return dp_; }  ///< data loading and gradient sums
+  [[nodiscard]] const Communicator& tp() const { return tp_; }  ///< shards of one layer
+
+ private:
+  Communicator world_, dp_, tp_;
+};
+
+/// Runs `body(comm)` on `num_ranks` threads of this process, each with its own rank: for tests and small tools.
+/// The first exception of any rank is rethrown after all have stopped; a rank that waits for a failed peer gets Error(kComm).
+void run_ranks(int num_ranks, const std::function<void(const Communicator&)>& body);
+
+}  // namespace uqa::comm

@@ -1,0 +1,102 @@
+#include "launch/bind.h"
+
+#include <algorithm>
+#include <cstdlib>
+#include <thread>
+
+#include <sched.h>
+
+#include "core/log.h"
+#include "core/text.h"
+
+namespace uqa::launch {
+
+void bind(OptionSet& options, trainer::LoopConfig& config) {
+  auto& optim = config.optim;
+  options.add("optim.kind", &optim.kind, "adamw or sgd");
+  options.add("optim.peak_lr", &optim.peak_lr, "learning rate after warm-up (> 0)");
+  options.add("optim.schedule", &optim.schedule, "constant or cosine");
+  options.add("optim.warmup_fraction", &optim.warmup_fraction, "share of all steps spent warming up, in [0, 1)");
+  options.add("optim.min_lr_fraction", &optim.min_lr_fraction, "where cosine ends, as a share of the peak, in [0, 1]");
+  options.add("optim.weight_decay", &optim.weight_decay, "decoupled weight decay (>= 0)");
+  options.add("optim.beta1", &optim.beta1, "in [0, 1)");
+  options.add("optim.beta2", &optim.beta2, "in [0, 1)");
+  options.add("optim.eps", &optim.eps, "> 0");
+  options.add("optim.clip_norm", &optim.clip_norm, "largest global gradient norm; 0: no clipping");
+  auto& batch = config.batch;
+  options.add("batch.global_users", &batch.global_users, "samples of one step over all ranks, whatever their number (> 0)");
+  options.add("batch.micro_users", &batch.micro_users, "most samples of one forward pass on one rank; 0: no limit");
+  auto& parallel = config.parallel;
+  options.add("parallel.dp", &parallel.dp, "data-parallel degree; 0: world size / tp");
+  options.add("parallel.tp", &parallel.tp, "tensor-parallel degree; only 1 in this version");
+  options.add("parallel.bucket_bytes", &parallel.bucket_bytes, "size of a gradient bucket (> 0)");
+  auto& checkpoint = config.checkpoint;
+  options.add("checkpoint.every_steps", &checkpoint.every_steps, "write one every so many steps; 0: at each epoch's end");
+  options.add("checkpoint.keep", &checkpoint.keep, "newest ones kept besides the best (> 0)");
+  options.add("checkpoint.time_limit_s", &checkpoint.time_limit_s, "save and exit 75 after so many seconds; 0: no limit");
+  auto& train = config.train;
+  options.add("train.epochs", &train.epochs, "passes over the training samples (> 0)");
+  options.add("train.max_steps", &train.max_steps, "stop after so many steps; 0: epochs decide");
+  options.add("train.seed", &train.seed, "weights, data order and dropout");
+  options.add("train.patience", &train.patience, "stop after so many epochs without a better metric; 0: never");
+  options.add("train.log_every_steps", &train.log_every_steps, "one metrics record every so many steps (> 0)");
+  options.add("train.dtype", &train.dtype, "GEMM type, float32 or bf16 (master weights stay float32)");
+  options.add("train.num_threads", &train.num_threads, "threads of one rank; 0: cores of the host / ranks on it");
+}
+
+void bind(OptionSet& options, trainer::UserModelSettings& s) {
+  options.add("encoder", &s.encoder, "sasrec or trm_plus");
+  options.add("model.hidden", &s.hidden, "backbone width (> 0, divisible by model.num_heads)");
+  options.add("model.num_layers", &s.num_layers, "> 0");
+  options.add("model.num_heads", &s.num_heads, "> 0");
+  options.add("model.inner", &s.inner, "FFN (sasrec) or GLU (trm_plus) width; 0: the encoder's own rule");
+  options.add("model.ffn_multiple_of", &s.ffn_multiple_of, "trm_plus rounds its own GLU width up to this (> 0)");
+  options.add("model.max_len", &s.max_len, "most recent interactions used (> 0)");
+  options.add("model.norm_eps", &s.norm_eps, "> 0");
+  options.add("model.rope_base", &s.rope_base, "> 0");
+  options.add("model.dropout", &s.dropout, "hidden dropout, in [0, 1)");
+  options.add("model.attention_dropout", &s.attention_dropout, "in [0, 1)");
+  options.add("model.item_dim", &s.item_dim, "width of the item table (> 0)");
+  options.add("model.feature_dim", &s.feature_dim, "width of every other table (> 0)");
+  options.add("model.dims", &s.dims, "widths of single tables, for example brand=32,shop=32");
+}
+
+void bind(OptionSet& options, CallSettings& call) {
+  options.add("overwrite", &call.overwrite, "replace an output directory that holds something else");
+  options.add("log.level", &call.log_level, "debug, info, warn or error");
+  options.add("log.all_ranks", &call.log_all_ranks, "info lines from every rank, not only the first");
+  options.add("comm.timeout_s", &call.timeout_s, "end the job when a collective waits longer (> 0)");
+  for (const char* name : {"overwrite", "log.level", "log.all_ranks", "comm.timeout_s"}) options.set_transient(name);
+}
+
+void apply(const CallSettings& call) {
+  const std::vector<std::string> levels{"debug", "info", "warn", "error"};
+  const auto at = std::find(levels.begin(), levels.end(), call.log_level);
+  UQA_CHECK(at != levels.end(), ErrorCode::kConfig, "--log.level = {}, must be debug, info, warn or error{}", call.log_level,
+            suggestion(call.log_level, levels));
+  UQA_CHECK(call.timeout_s > 0, ErrorCode::kConfig, "--comm.timeout_s = {}, must be above 0", call.timeout_s);
+  log::configure(static_cast<log::Level>(at - levels.begin()), call.log_all_ranks);
+}
+
+void set_num_threads(std::int64_t requested, int ranks_on_host) {
+  UQA_CHECK(requested >= 0, ErrorCode::kConfig, "--train.num_threads = {}, must be 0 or more", requested);
+  cpu_set_t mask;
+  CPU_ZERO(&mask);
+  const int bound = sched_getaffinity(0, sizeof mask, &mask) == 0 ? CPU_COUNT(&mask) : static_cast<int>(std::thread::hardware_concurrency());
+  // A binding already gives each rank its share; unbound ranks share the host.
+  const int host = static_cast<int>(std::thread::hardware_concurrency());
+  const int fair = std::max(1, bound < host ? bound : host / std::max(1, ranks_on_host));
+  const int threads = requested > 0 ? static_cast<int>(requested) : fair;
+  if (threads > bound) {
+    log::warn("launch", "threads = {}, but this rank is bound to {} core{}; give mpirun --bind-to none or --train.num_threads={}", threads, bound,
+              bound == 1 ? "" : "s", bound);
+  } else if (requested == 0 && bound < host && ranks_on_host < host) {
+    const int wanted = host / std::max(1, ranks_on_host);
+    if (bound < wanted) {
+      log::warn("launch", "this rank is bound to {} of {} cores; mpirun --bind-to none would let it use {}", bound, host, wanted);
+    }
+  }
+  at::set_num_threads(threads);
+}
+
+}  // namespace uqa::launch

@@ -1,0 +1,58 @@
+#include <cstdio>
+
+#include "comm/communicator.h"
+#include "launch/bind.h"
+#include "launch/command.h"
+#include "launch/stage.h"
+#include "trainer/pretrain.h"
+
+namespace uqa::launch {
+namespace {
+
+class PretrainCommand final : public Command {
+ public:
+  PretrainCommand() {
+    options_.add("data", &config_.data, "imported data set (directory of uqa import)", OptionSet::kRequired);
+    options_.add("run", &run_, "run directory to make, or to resume", OptionSet::kRequired);
+    options_.add("preset", &config_.preset, "where settings that are not given come from: default or faithful (the reference's)");
+    options_.add("metric", &config_.metric, "validation metric that picks the best epoch: NDCG@k or Recall@k");
+    bind(options_, config_.model);
+    options_.add("data.split", &config_.split, "leave_one_out, ratio:SHARE[:SEED], time:SECONDS or files:TRAIN,VALID[,TEST]");
+    options_.add("data.read", &config_.read, "map or read: how shards are read");
+    options_.add("data.loader_threads", &config_.loader_threads, "threads that prepare batches (> 0)");
+    options_.add("eval.users", &config_.eval_users, "users of one validation pass on one rank (> 0)");
+    bind(options_, config_.loop);
+    bind(options_, call_);
+  }
+
+  OptionSet& options() override { return options_; }
+  [[nodiscard]] Ranks ranks() const override { return Ranks::kMany; }
+  [[nodiscard]] bool saves_on_signal() const override { return true; }
+
+  bool parse(const std::vector<std::string>& words) override {
+    if (!options_.parse(words)) return false;
+    config_ = trainer::pretrain_preset(config_.preset, config_.model.encoder);
+    return options_.parse(words);  // what was given goes on top of the preset
+  }
+
+  void run(comm::Session* session) override {
+    apply(call_);
+    comm::run_agreed(session->world(), [&] { config_.validate(); });
+    auto stage = open_stage(*session, {.stage = "pretrain", .run = run_, .loop = config_.loop, .call = call_, .ini = options_.to_ini()});
+    const Json result = trainer::run_pretrain(config_, stage.mesh, stage.run);
+    if (session->world().rank() == 0) std::printf("%s\n", result.dump(2).c_str());
+  }
+
+ private:
+  trainer::PretrainConfig config_;
+  std::string run_;
+  CallSettings call_;
+  OptionSet options_{"pretrain", "trains a user encoder on next-item prediction with the exact softmax over every item",
+                     "mpirun -np 2 uqa pretrain --data data/ml-100k --run runs/trm --encoder trm_plus --train.epochs=30"};
+};
+
+}  // namespace
+
+std::unique_ptr<Command> make_pretrain_command() { return std::make_unique<PretrainCommand>(); }
+
+}  // namespace uqa::launch

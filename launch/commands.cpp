@@ -1,0 +1,19 @@
+#include "launch/command.h"
+
+namespace uqa::launch {
+
+const std::vector<CommandEntry>& commands() {
+  static const std::vector<CommandEntry> table{
+      {"import", "turns an interaction log (RecBole, CSV, Parquet, Arrow) into HDF5 shards", make_import_command},
+      {"questions", "builds fair multiple-choice questions of the seven types from a data set", make_questions_command},
+      {"inspect", "prints what a data set, question set, run or file holds", make_inspect_command},
+      {"pretrain", "trains a user encoder on next-item prediction", make_pretrain_command},
+      {"align", "trains the adapter (and LoRA) that shows users to an LLM", make_align_command},
+      {"evaluate", "answers questions with a soft prompt or a baseline and scores them", make_evaluate_command},
+      {"compare", "tests whether two evaluations differ", make_compare_command},
+      {"bench", "measures throughput, memory and FLOPs of one part", make_bench_command},
+  };
+  return table;
+}
+
+}  // namespace uqa::launch

@@ -1,0 +1,1 @@
+#include "models/format/safetensors.h"

@@ -1,0 +1,140 @@
+#include "models/layers/dropout.h"
+
+#include <algorithm>
+
+#include "core/error.h"
+#include "core/random.h"
+#include "models/layers/simd.h"
+
+#include <ATen/Parallel.h>
+
+namespace uqa::models {
+namespace {
+
+constexpr int kLanes = 16;            // counters computed side by side: one AVX-512 register of 32-bit words
+constexpr int kGroup = 4 * kLanes;    // elements drawn from them
+
+/// Element e of a row is word (e / 16) % 4 of Philox counter e / 64 * 16 + e % 16: the order that vectorizes.
+UQA_SIMD_CLONES void draw_group(std::uint32_t key_lo, std::uint32_t key_hi, std::uint32_t first_counter, std::uint32_t lane,
+                                std::uint32_t hi_lo, std::uint32_t hi_hi, std::uint32_t threshold, float keep_factor, float* factors) {
+  std::uint32_t c0[kLanes], c1[kLanes], c2[kLanes], c3[kLanes];
+  for (int i = 0; i < kLanes; ++i) {
+    c0[i] = first_counter + static_cast<std::uint32_t>(i);
+    c1[i] = lane;
+    c2[i] = hi_lo;
+    c3[i] = hi_hi;
+  }
+  for (int round = 0; round < 10; ++round) {
+    for (int i = 0; i < kLanes; ++i) {
+      const std::uint64_t p0 = std::uint64_t{0xD2511F53u} * c0[i], p1 = std::uint64_t{0xCD9E8D57u} * c2[i];
+      const std::uint32_t n0 = static_cast<std::uint32_t>(p1 >> 32) ^ c1[i] ^ key_lo;
+      const std::uint32_t n2 = static_cast<std::uint32_t>(p0 >> 32) ^ c3[i] ^ key_hi;
+      c0[i] = n0;
+      c1[i] = static_cast<std::uint32_t>(p1);
+      c2[i] = n2;
+      c3[i] = static_cast<std::uint32_t>(p0);
+    }
+    key_lo += 0x9E3779B9u;
+    key_hi += 0xBB67AE85u;
+  }
+  for (int i = 0; i < kLanes; ++i) {
+    factors[i] = c0[i] >= threshold ? keep_factor : 0.0f;
+    factors[kLanes + i] = c1[i] >= threshold ? keep_factor : 0.0f;
+    factors[2 * kLanes + i] = c2[i] >= threshold ? keep_factor : 0.0f;
+    factors[3 * kLanes + i] = c3[i] >= threshold ? keep_factor : 0.0f;
+  }
+}
+
+struct DropoutRows : torch::CustomClassHolder {
+  std::vector<std::int64_t> sample_of_row, position_of_row;
+};
+
+/// Multiplies rows of x by their factors into y; also used for the gradient, whose map is the same.
+template <typename T>
+void apply_factors(const T* x, T* y, std::int64_t num_rows, std::int64_t width, std::uint64_t key, double p, const DropoutRows& rows) {
+  const std::int64_t grain = std::max<std::int64_t>(1, 16384 / std::max<std::int64_t>(1, width));
+  at::parallel_for(0, num_rows, grain, [&](std::int64_t begin, std::int64_t end) {
+    std::vector<float> factors(static_cast<std::size_t>(width));
+    for (std::int64_t t = begin; t < end; ++t) {
+      const auto row = static_cast<std::size_t>(t);
+      dropout_factors(key, {.sample_id = rows.sample_of_row[row], .position = rows.position_of_row[row]}, p, factors.data(), width);
+      const T* in = x + t * width;
+      T* out = y + t * width;
+      for (std::int64_t j = 0; j < width; ++j) out[j] = static_cast<T>(in[j] * static_cast<T>(factors[static_cast<std::size_t>(j)]));
+    }
+  });
+}
+
+Tensor masked(const Tensor& x_TF, double p, std::uint64_t key, const DropoutRows& rows) {
+  const auto x = x_TF.contiguous();
+  auto y = at::empty_like(x);
+  if (x.numel() == 0) return y;
+  AT_DISPATCH_FLOATING_TYPES_AND(at::kBFloat16, x.scalar_type(), "dropout", [&] {
+    apply_factors(x.const_data_ptr<scalar_t>(), y.mutable_data_ptr<scalar_t>(), x.size(0), x.size(1), key, p, rows);
+  });
+  return y;
+}
+
+/// The mask is drawn again in backward: cheaper than keeping it.
+struct DropoutFunction : torch::autograd::Function<DropoutFunction> {
+  static Tensor forward(torch::autograd::AutogradContext* ctx, const Tensor& x_TF, double p, std::int64_t key,
+                        const c10::intrusive_ptr<DropoutRows>& rows) {
+    ctx->saved_data["p"] = p;
+    ctx->saved_data["key"] = key;
+    ctx->saved_data["rows"] = c10::IValue::make_capsule(rows);
+    return masked(x_TF, p, std::bit_cast<std::uint64_t>(key), *rows);
+  }
+  static torch::autograd::variable_list backward(torch::autograd::AutogradContext* ctx, const torch::autograd::variable_list& grads) {
+    const auto rows = c10::static_intrusive_pointer_cast<DropoutRows>(ctx->saved_data["rows"].toCapsule());
+    return {masked(grads[0], ctx->saved_data["p"].toDouble(), std::bit_cast<std::uint64_t>(ctx->saved_data["key"].toInt()), *rows), {}, {}, {}};
+  }
+};
+
+}  // namespace
+
+std::uint64_t dropout_key(const DropoutContext& context, std::int64_t layer, DropoutSite site) {
+  auto key = stream_key(context.seed, "dropout");
+  key = mix_key(key, static_cast<std::uint64_t>(context.step));
+  key = mix_key(key, static_cast<std::uint64_t>(context.micro_step));
+  key = mix_key(key, static_cast<std::uint64_t>(layer));
+  return mix_key(key, static_cast<std::uint64_t>(site));
+}
+
+void dropout_factors(std::uint64_t key, const DropoutRow& row, double p, float* factors, std::int64_t n) {
+  const std::uint64_t counter_hi = static_cast<std::uint64_t>(row.sample_id) << 24 | static_cast<std::uint64_t>(row.position);
+  const auto threshold = static_cast<std::uint32_t>(p * 0x1p32);
+  const auto keep_factor = static_cast<float>(1.0 / (1.0 - p));
+  const auto draw = [&](std::int64_t first, float* out) {
+    draw_group(static_cast<std::uint32_t>(key), static_cast<std::uint32_t>(key >> 32), static_cast<std::uint32_t>(first / 4),
+               static_cast<std::uint32_t>(row.lane), static_cast<std::uint32_t>(counter_hi), static_cast<std::uint32_t>(counter_hi >> 32),
+               threshold, keep_factor, out);
+  };
+  std::int64_t first = 0;
+  for (; first + kGroup <= n; first += kGroup) draw(first, factors + first);
+  if (first < n) {
+    float last[kGroup];
+    draw(first, last);
+    std::copy(last, last + (n - first), factors + first);
+  }
+}
+
+Tensor dropout(const Tensor& x_TF, double p, std::uint64_t key, const PackedLayout& layout) {
+  if (p == 0) return x_TF;
+  UQA_CHECK(p > 0 && p < 1, ErrorCode::kConfig, "dropout = {}, must be in [0, 1)", p);
+  UQA_CHECK(x_TF.dim() == 2 && x_TF.size(0) == layout.num_rows(), ErrorCode::kInternal, "dropout: {} rows for a layout of {}", x_TF.size(0),
+            layout.num_rows());
+  UQA_CHECK(layout.sample_ids.size() + 1 == layout.cu_seqlens.size(), ErrorCode::kInternal,
+            "dropout: {} sample ids for {} sequences, one each is required", layout.sample_ids.size(), layout.num_sequences());
+  auto rows = c10::make_intrusive<DropoutRows>();
+  rows->sample_of_row.reserve(static_cast<std::size_t>(layout.num_rows()));
+  rows->position_of_row.reserve(static_cast<std::size_t>(layout.num_rows()));
+  for (std::size_t b = 0; b < layout.sample_ids.size(); ++b) {
+    for (std::int64_t t = layout.cu_seqlens[b]; t < layout.cu_seqlens[b + 1]; ++t) {
+      rows->sample_of_row.push_back(layout.sample_ids[b]);
+      rows->position_of_row.push_back(t - layout.cu_seqlens[b]);
+    }
+  }
+  return DropoutFunction::apply(x_TF, p, std::bit_cast<std::int64_t>(key), rows);
+}
+
+}  // namespace uqa::models

@@ -1,0 +1,31 @@
+// models/layers/dropout.h - dropout whose mask depends only on (seed, step, micro-step, layer, site, sample, position,
+// element): not on the batch a sample is in, the rank, the thread or the world size.
+//
+//   x_TH = dropout(x_TH, p, dropout_key(context, layer, DropoutSite::kFfnOutput), layout);
+#pragma once
+
+#include "models/packed.h"
+
+namespace uqa::models {
+
+/// Where in a layer a mask is drawn.
+enum class DropoutSite : std::uint64_t { kEmbedding, kAttention, kAttentionOutput, kFfnInner, kFfnOutput };
+
+/// Key of all masks of one site in one forward pass.
+[[nodiscard]] std::uint64_t dropout_key(const DropoutContext& context, std::int64_t layer, DropoutSite site);
+
+/// One row's place in the counter space; sample ids below 2^40, positions and lanes (attention heads) below 2^24 and 2^32.
+struct DropoutRow {
+  std::int64_t sample_id = 0;
+  std::int64_t position = 0;
+  std::int64_t lane = 0;
+};
+
+/// Writes n factors: 0 with probability p, else 1 / (1 - p).
+void dropout_factors(std::uint64_t key, const DropoutRow& row, double p, float* factors, std::int64_t n);
+
+/// Zeroes elements of x with probability p and scales the others by 1 / (1 - p); p = 0 returns x itself. Call it in
+/// training only. Shapes: x [T, F] float32, bfloat16 or float64, T = layout.num_rows() -> same.
+[[nodiscard]] Tensor dropout(const Tensor& x_TF, double p, std::uint64_t key, const PackedLayout& layout);
+
+}  // namespace uqa::models

@@ -1,0 +1,26 @@
+// models/layers/packed_attention.h - exact softmax attention over packed rows, forward and backward written by hand.
+//
+//   const auto out_TND = packed_attention(q_TND, k_TKD, v_TKD, layout.causal_blocks(), 1 / std::sqrt(head_dim));
+#pragma once
+
+#include "models/packed.h"
+
+namespace uqa::models {
+
+/// Dropout of attention probabilities; p = 0 draws nothing. A mask row is keyed by (key, sample id, position in the block, head)
+/// and its element is the key's index in the block (prefix rows first).
+struct PackedDropout {
+  double p = 0;                           ///< in [0, 1)
+  std::uint64_t key = 0;                  ///< dropout_key(...)
+  std::vector<std::int64_t> sample_ids;   ///< one a block
+};
+
+/// softmax(scale q k^T) v in every block, where a query row sees its block's prefix rows and, causally, the block's own rows.
+/// Heads: N query heads share K key/value heads in groups of N / K. Rows of no block give zeros.
+/// Shapes: q [T, N, D], k [T, K, D], v [T, K, D] -> [T, N, D].  Dtype: float32, bfloat16 (softmax and sums over shared rows in
+/// float32) or float64, the same for all three. Memory: one tile of probabilities a thread; backward computes them again.
+/// Blocks may share prefix rows; a prefix must end before its block begins.
+[[nodiscard]] Tensor packed_attention(const Tensor& q_TND, const Tensor& k_TKD, const Tensor& v_TKD, const std::vector<AttentionBlock>& blocks,
+                                      double scale, const PackedDropout& dropout = {});
+
+}  // namespace uqa::models

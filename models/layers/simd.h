@@ -1,0 +1,41 @@
+// models/layers/simd.h - what hand-written CPU loops share: one clone per instruction set, chosen when the program starts,
+// and an exp that the compiler can vectorize.
+//
+//   UQA_SIMD_CLONES void scale_(float* x, std::int64_t n, float factor) { for (...) x[i] *= factor; }
+#pragma once
+
+#include <bit>
+#include <cmath>
+#include <cstdint>
+
+// Release builds target the oldest x86-64, so the loops that cost time are also compiled for newer instruction sets.
+#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
+#define UQA_SIMD_CLONES __attribute__((target_clones("avx512f", "avx2", "default")))
+#define UQA_INLINE inline __attribute__((always_inline))
+#else
+#define UQA_SIMD_CLONES
+#define UQA_INLINE inline
+#endif
+
+namespace uqa::models {
+
+/// exp(x) for x <= 0 (or moderate x > 0) within 2 units in the last place: range reduction by ln 2 and the polynomial of
+/// Cephes' expf. Results below 2^-126 are 0; NaN stays NaN.
+UQA_INLINE float vector_exp(float x) {
+  constexpr float kRound = 12582912.0f;  // 1.5 * 2^23: adding and subtracting it rounds to the nearest integer
+  const float clamped = x < -87.33654f ? -87.33654f : (x > 88.0f ? 88.0f : x);
+  const float n = (clamped * 1.44269504f + kRound) - kRound;
+  const float r = (clamped - n * 0.693359375f) + n * 2.12194440e-4f;
+  float p = 1.9875691500e-4f;
+  p = p * r + 1.3981999507e-3f;
+  p = p * r + 8.3334519073e-3f;
+  p = p * r + 4.1665795894e-2f;
+  p = p * r + 1.6666665459e-1f;
+  p = p * r + 5.0000001201e-1f;
+  p = p * r * r + r + 1.0f;
+  const float power = std::bit_cast<float>((static_cast<std::int32_t>(n) + 127) << 23);
+  return x < -87.33654f ? 0.0f : p * power;
+}
+UQA_INLINE double vector_exp(double x) { return std::exp(x); }
+
+}  // namespace uqa::models

@@ -1,0 +1,77 @@
+// models/llm/decoder.h - Llama and Qwen2 decoders over packed rows, from Hugging Face directories.
+//
+//   auto llm = models::load_llm("smollm2-135m-instruct", {.dtype = at::kBFloat16});
+//   auto x_TH = llm->embed(ids_T);                                      // replace soft-token rows here
+//   auto states_TH = llm->forward(x_TH, positions_T, blocks);           // after the final norm
+//   auto logits_NV = llm->logits(states_TH.index_select(0, rows_N));    // only where they are needed
+#pragma once
+
+#include <string>
+#include <vector>
+
+#include "core/file.h"
+#include "models/packed.h"
+
+namespace uqa::models {
+
+/// config.json, resolved. Only model_type "llama" and "qwen2" with plain RoPE are accepted; other architectures, RoPE scaling,
+/// sliding windows, MLP biases or activations are refused (Error(kData)) naming file, key and value.
+struct LlmConfig {
+  std::string model_type;
+  std::int64_t hidden = 0, num_layers = 0, num_heads = 0, num_kv_heads = 0, head_dim = 0, intermediate = 0, vocab_size = 0;
+  std::int64_t max_positions = 0;
+  double rope_theta = 10000, norm_eps = 1e-6;
+  bool tied_embeddings = false;   ///< lm_head is embed_tokens
+  bool qkv_bias = false;          ///< qwen2
+  std::vector<std::int64_t> eos_ids;
+  [[nodiscard]] static LlmConfig load(const fs::path& directory);
+};
+
+struct LoraOptions {
+  std::int64_t rank = 0;    ///< 0: no LoRA; else > 0
+  double alpha = 0;         ///< scale is alpha / rank; 0: alpha = 2 * rank
+  std::vector<std::string> targets = {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"};
+};
+
+struct LlmOptions {
+  at::ScalarType dtype = at::kFloat;   ///< compute type of the GEMMs (float32 or bfloat16); norms, softmax and logits are float32
+  bool trainable = false;              ///< full tuning: float32 master weights that require gradients
+  LoraOptions lora;                    ///< low-rank updates, float32 masters, initialised A ~ U, B = 0
+  std::uint64_t seed = 0;              ///< for LoRA's A
+};
+
+class LlmImpl : public torch::nn::Module {
+ public:
+  LlmImpl(LlmConfig config, LlmOptions options);
+  /// ids int64 [T] -> float32-or-bf16 rows [T, H] of embed_tokens.
+  [[nodiscard]] Tensor embed(const Tensor& ids_T) const;
+  /// Runs all layers and the final norm. positions int64 [T] (RoPE); rows attend as `blocks` says: blocks cover all rows, and
+  /// a block's prefix rows must lie before it. -> [T, H]
+  [[nodiscard]] Tensor forward(const Tensor& x_TH, const Tensor& positions_T, const std::vector<AttentionBlock>& blocks);
+  /// Language-model head on selected rows, float32. [N, H] -> [N, vocab]
+  [[nodiscard]] Tensor logits(const Tensor& states_NH);
+  [[nodiscard]] const LlmConfig& config() const { return config_; }
+  [[nodiscard]] const LlmOptions& options() const { return options_; }
+
+ private:
+  LlmConfig config_;
+  LlmOptions options_;
+  struct Modules;
+  std::shared_ptr<Modules> modules_;
+};
+TORCH_MODULE(Llm);
+
+/// Builds the model and loads model.safetensors or the shards of model.safetensors.index.json, tied or untied. Every tensor of the
+/// architecture must be there with the right shape and none may be left over: Error(kData) naming file and tensor.
+[[nodiscard]] Llm load_llm(const fs::path& directory, const LlmOptions& options);
+
+/// Sum over labelled rows of the next-token cross-entropy in float32, in row chunks so that [T, vocab] logits never exist at once.
+/// states [T, H] (final norm applied), labels int64 [T], -100 = no loss; the label at row t is the token that row t predicts.
+[[nodiscard]] Tensor next_token_loss(LlmImpl& llm, const Tensor& states_TH, const Tensor& labels_T);
+
+/// Greedy continuation of one prompt, one token at a time with a KV cache; `soft` [k, H] (may be undefined) is put in front.
+/// Stops at an eos id (included) or after max_new_tokens; `stop_at_eos` false never stops early.
+[[nodiscard]] std::vector<std::int64_t> generate_greedy(LlmImpl& llm, const std::vector<std::int64_t>& prompt, const Tensor& soft_kH,
+                                                        std::int64_t max_new_tokens, bool stop_at_eos = true);
+
+}  // namespace uqa::models

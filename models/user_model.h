@@ -1,0 +1,86 @@
+// models/user_model.h - feature tables + projection + encoder backbone + item projection: the user encoder of UQABench.
+//
+//   auto model = models::UserModel(config);                    // LibTorch module holder; state_dict named as the reference's
+//   const auto states_TH = model->forward(batch, context);     // encoder states
+//   const auto h_TD = model->item_hiddens(states_TH);          // proj2, scored against the item table
+#pragma once
+
+#include <map>
+#include <string>
+#include <vector>
+
+#include "models/packed.h"
+
+namespace uqa::models {
+
+struct TableConfig {
+  std::string name;
+  std::int64_t rows = 0;
+  std::int64_t dim = 0;  ///< width of one row; > 0
+};
+struct FeatureConfig {
+  std::string name;
+  std::string table;  ///< tables may be shared by several features
+};
+
+/// Everything that fixes the structure of a user encoder.
+struct UserModelConfig {
+  std::string encoder = "trm_plus";    ///< "sasrec" or "trm_plus"
+  std::vector<TableConfig> tables;
+  std::vector<FeatureConfig> features; ///< in concatenation order; the first one's table is also the output head
+  std::int64_t hidden = 64;            ///< backbone width; > 0, divisible by num_heads
+  std::int64_t num_layers = 2;         ///< > 0
+  std::int64_t num_heads = 2;          ///< > 0
+  std::int64_t inner = 0;              ///< FFN or GLU width; 0: the encoder's own rule (sasrec 4 * hidden; trm_plus 8/3 * hidden rounded up to ffn_multiple_of)
+  std::int64_t ffn_multiple_of = 256;  ///< trm_plus rounding; > 0
+  std::int64_t max_len = 200;          ///< longest history; > 0; sasrec has that many learned positions
+  double norm_eps = 1e-5;
+  double rope_base = 10000;
+  double dropout = 0.2;                ///< hidden dropout; in [0, 1)
+  double attention_dropout = 0.2;      ///< in [0, 1)
+  void validate() const;               ///< Error(kConfig) naming the field
+};
+
+/// Bags of one feature over the T packed interactions.
+struct FeatureTensor {
+  Tensor values;   ///< int64 [T] (single-valued) or [N]
+  Tensor offsets;  ///< int64 [T + 1], last offset included; undefined for single-valued features
+};
+
+struct UserBatch {
+  PackedLayout layout;
+  std::vector<FeatureTensor> features;  ///< config.features order
+};
+
+/// An encoder backbone: x [T, H] -> states [T, H]; row t depends only on rows of its own sequence up to t.
+class EncoderImpl : public torch::nn::Module {
+ public:
+  virtual Tensor forward(const Tensor& x_TH, const PackedLayout& layout, const DropoutContext& context) = 0;
+};
+
+class UserModelImpl : public torch::nn::Module {
+ public:
+  explicit UserModelImpl(UserModelConfig config);
+  /// Sets every parameter from (seed, name, element), as the reference initialises its modules; the same at any world size.
+  void init_weights(std::uint64_t seed);
+  /// Mean-bag embeddings of all features, concatenated. -> [T, sum of dims]; empty bags give zeros.
+  [[nodiscard]] Tensor embed(const UserBatch& batch) const;
+  /// -> encoder states [T, H].
+  [[nodiscard]] Tensor forward(const UserBatch& batch, const DropoutContext& context);
+  /// proj2: [T, H] -> [T, item_dim].
+  [[nodiscard]] Tensor item_hiddens(const Tensor& states_TH);
+  /// The item table [V, item_dim]: input rows and output head (tied).
+  [[nodiscard]] Tensor item_table() const;
+  [[nodiscard]] const UserModelConfig& config() const { return config_; }
+
+ private:
+  UserModelConfig config_;
+  struct Modules;
+  std::shared_ptr<Modules> modules_;
+};
+TORCH_MODULE(UserModel);
+
+/// Backbone factory by config.encoder; Error(kConfig) names the known ones.
+[[nodiscard]] std::shared_ptr<EncoderImpl> make_encoder(const UserModelConfig& config);
+
+}  // namespace uqa::models

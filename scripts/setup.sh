@@ -1,0 +1,57 @@
+#!/usr/bin/env bash
+# Installs what uqa needs on a fresh Debian 12 machine: Debian packages and a .venv with pinned PyPI wheels.
+# Idempotent: what is there already is left alone. Needs root or sudo for the Debian part only.
+# Usage: scripts/setup.sh [--models]     --models also converts SmolLM2-135M-Instruct and extracts MovieLens-100K
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+
+say() { printf '[setup] %s\n' "$*"; }
+
+want_models=0
+for arg in "$@"; do
+  case "$arg" in
+    --models) want_models=1 ;;
+    -h|--help) sed -n '2,4s/^# //p' "$0"; exit 0 ;;
+    *) echo "setup.sh: unknown option '$arg'; see --help" >&2; exit 2 ;;
+  esac
+done
+
+packages=(
+  g++ cmake ninja-build ccache mold git python3 python3-venv
+  libopenmpi-dev openmpi-bin libhdf5-openmpi-dev hdf5-tools
+  libboost-program-options-dev libgtest-dev libgmock-dev nlohmann-json3-dev
+  libpcre2-dev libutf8proc-dev libspdlog-dev libfmt-dev libxxhash-dev
+)
+missing=()
+for p in "${packages[@]}"; do
+  [ "$(dpkg-query -W -f='${db:Status-Status}' "$p" 2>/dev/null || true)" = installed ] || missing+=("$p")
+done
+if [ ${#missing[@]} -gt 0 ]; then
+  sudo=()
+  if [ "$(id -u)" -ne 0 ]; then
+    command -v sudo >/dev/null || { echo "setup.sh: needs root or sudo to install: ${missing[*]}" >&2; exit 2; }
+    sudo=(sudo)
+  fi
+  say "installing ${#missing[@]} Debian packages: ${missing[*]}"
+  "${sudo[@]}" apt-get update -qq
+  "${sudo[@]}" env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "${missing[@]}" >/dev/null
+else
+  say "Debian packages are there"
+fi
+
+requirements=scripts/requirements.txt
+stamp=.venv/.requirements.sha256
+if ! sha256sum --status -c "$stamp" 2>/dev/null; then
+  say "making .venv from $requirements (about 700 MB of wheels)"
+  rm -rf .venv
+  /usr/bin/python3 -m venv .venv
+  .venv/bin/pip install --quiet --disable-pip-version-check --require-hashes --no-deps --only-binary :all: -r "$requirements"
+  sha256sum "$requirements" > "$stamp"
+else
+  say ".venv is there"
+fi
+
+if [ "$want_models" = 1 ]; then
+  .venv/bin/python scripts/fetch_models.py --output third_party
+fi
+say "done"

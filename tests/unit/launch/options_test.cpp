@@ -1,0 +1,108 @@
+#include "launch/options.h"
+
+#include <filesystem>
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include "core/error.h"
+#include "core/file.h"
+#include "launch/command.h"
+
+namespace uqa::launch {
+namespace {
+
+using ::testing::HasSubstr;
+
+struct Settings {
+  std::string data;
+  double lr = 1e-3;
+  std::int64_t steps = 10;
+  bool overwrite = false;
+  std::vector<std::string> inputs;
+};
+
+OptionSet make(Settings& s) {
+  OptionSet options("train", "trains", "uqa train --data d");
+  options.add("data", &s.data, "data set", OptionSet::kRequired);
+  options.add("optim.peak_lr", &s.lr, "learning rate");
+  options.add("train.max_steps", &s.steps, "steps");
+  options.add("overwrite", &s.overwrite, "replace");
+  options.add("input", &s.inputs, "files");
+  options.set_transient("overwrite");
+  return options;
+}
+
+std::string error_of(const std::vector<std::string>& words) {
+  Settings s;
+  auto options = make(s);
+  try {
+    (void)options.parse(words);
+  } catch (const Error& e) {
+    EXPECT_EQ(e.code(), ErrorCode::kConfig);
+    return e.what();
+  }
+  return "";
+}
+
+TEST(OptionSet, ReadsValuesSwitchesAndLists) {
+  Settings s;
+  auto options = make(s);
+  ASSERT_TRUE(options.parse({"--data", "d", "--optim.peak_lr=0.5", "--train.max_steps", "1e3", "--overwrite", "--input", "a", "b,c"}));
+  EXPECT_EQ(s.data, "d");
+  EXPECT_EQ(s.lr, 0.5);
+  EXPECT_EQ(s.steps, 1000);
+  EXPECT_TRUE(s.overwrite);
+  EXPECT_EQ(s.inputs, (std::vector<std::string>{"a", "b", "c"}));
+}
+
+TEST(OptionSet, NamesTheNearestOption) {
+  EXPECT_THAT(error_of({"--data", "d", "--optim.peak_rl", "1"}), HasSubstr("did you mean '--optim.peak_lr'?"));
+  EXPECT_THAT(error_of({"--data", "d", "--peak_lr", "1"}), HasSubstr("did you mean '--optim.peak_lr'?"));
+  EXPECT_THAT(error_of({"--data", "d", "--optim.peak", "1"}), HasSubstr("unknown option '--optim.peak'"));  // no guessing from a prefix
+}
+
+TEST(OptionSet, RefusesWhatIsNotANumberAStrayWordAndAMissingInput) {
+  EXPECT_THAT(error_of({"--data", "d", "--optim.peak_lr", "fast"}), HasSubstr("--optim.peak_lr = fast, must be a number"));
+  EXPECT_THAT(error_of({"--data", "d", "--train.max_steps", "1.5"}), HasSubstr("must be a whole number"));
+  EXPECT_THAT(error_of({"stray", "--data", "d"}), HasSubstr("stray"));
+  EXPECT_THAT(error_of({}), HasSubstr("--data is required"));
+  EXPECT_THAT(error_of({"--data", "d", "--data", "e"}), HasSubstr("takes one value"));
+}
+
+TEST(OptionSet, AnIniFileRoundTripsAndTheCommandLineWins) {
+  Settings first;
+  auto options = make(first);
+  ASSERT_TRUE(options.parse({"--data", "d", "--optim.peak_lr=0.25", "--input", "x", "y", "--overwrite"}));
+  const auto path = fs::path(::testing::TempDir()) / "options_round_trip.ini";
+  write_file_atomic(path, options.to_ini());
+  Settings second;
+  auto again = make(second);
+  ASSERT_TRUE(again.parse({"--config", path.string(), "--train.max_steps=7"}));
+  EXPECT_EQ(second.data, "d");
+  EXPECT_EQ(second.lr, 0.25);
+  EXPECT_EQ(second.steps, 7);
+  EXPECT_EQ(second.inputs, (std::vector<std::string>{"x", "y"}));
+  EXPECT_FALSE(second.overwrite) << "transient options are not stored";
+}
+
+TEST(OptionSet, AnUnknownNameInAFileIsAnError) {
+  const auto path = fs::path(::testing::TempDir()) / "options_unknown.ini";
+  write_file_atomic(path, "data = d\n[optim]\npeek_lr = 1\n");
+  EXPECT_THAT(error_of({"--config", path.string()}), HasSubstr("optim.peek_lr"));
+  EXPECT_THAT(error_of({"--config", path.string()}), HasSubstr("did you mean 'optim.peak_lr'?"));
+}
+
+TEST(Commands, EveryOneHelpsAndRoundTripsItsDefaults) {
+  ASSERT_FALSE(commands().empty());
+  for (const auto& entry : commands()) {
+    const auto command = entry.make();
+    EXPECT_FALSE(command->parse({"--help"})) << entry.name;
+    const auto help = command->options().help();
+    EXPECT_THAT(help, HasSubstr("Example:\n  ")) << entry.name;
+    EXPECT_THAT(help, HasSubstr(std::string("uqa ") + entry.name)) << entry.name;
+  }
+}
+
+}  // namespace
+}  // namespace uqa::launch

@@ -1,0 +1,65 @@
+// trainer/config.h - settings of the training stages: plain aggregates; launch/ binds each field to a dotted option once.
+#pragma once
+
+#include <cstdint>
+#include <string>
+
+namespace uqa::trainer {
+
+struct OptimConfig {
+  double peak_lr = 1e-3;          ///< learning rate after warm-up; > 0
+  std::string schedule = "constant";  ///< "constant" or "cosine" (to min_lr_fraction of the peak at the last step)
+  double warmup_fraction = 0.0;   ///< share of all steps spent warming up linearly; in [0, 1)
+  double min_lr_fraction = 0.1;   ///< where cosine ends; in [0, 1]
+  double weight_decay = 0.0;      ///< AdamW's decoupled decay; >= 0
+  double beta1 = 0.9;             ///< in [0, 1)
+  double beta2 = 0.999;           ///< in [0, 1)
+  double eps = 1e-8;              ///< > 0
+  double clip_norm = 0.0;         ///< global gradient norm is clipped to this; 0: no clipping
+  std::string kind = "adamw";     ///< "adamw" or "sgd" (plain, for parity tests)
+  void validate() const;          ///< Error(kConfig) naming the field
+};
+
+struct BatchConfig {
+  std::int64_t global_users = 32; ///< samples of one optimizer step over all ranks; > 0; does not depend on the world size
+  std::int64_t micro_users = 0;   ///< most samples of one forward pass on one rank; 0: no limit. Smaller needs less memory
+  std::int64_t loader_threads = 1;///< threads of one rank that prepare batches ahead of time; > 0
+  void validate() const;
+};
+
+struct ParallelConfig {
+  std::int64_t dp = 0;            ///< data-parallel degree; 0: world size / tp
+  std::int64_t tp = 1;            ///< tensor-parallel degree; only 1 in this version, others are refused
+  double bucket_bytes = 25e6;     ///< size of a gradient bucket; > 0
+  void validate() const;
+};
+
+struct CheckpointConfig {
+  std::int64_t every_steps = 0;   ///< write a checkpoint every so many steps; 0: at each epoch's end
+  std::int64_t keep = 2;          ///< newest checkpoints kept besides the best; > 0
+  double time_limit_s = 0;        ///< save and exit 75 after so many seconds; 0: no limit
+  void validate() const;
+};
+
+struct TrainConfig {
+  std::int64_t epochs = 10;       ///< passes over the training samples; > 0
+  std::int64_t max_steps = 0;     ///< stop after so many optimizer steps; 0: epochs decide
+  std::int64_t seed = 1;          ///< weights, data order and dropout
+  std::int64_t patience = 0;      ///< stop when the validation metric has not improved for so many epochs; 0: never
+  std::int64_t log_every_steps = 10;  ///< one metrics record every so many steps; > 0
+  std::string dtype = "float32";  ///< GEMM type: "float32" or "bf16" (master weights stay float32)
+  std::int64_t num_threads = 0;   ///< OpenMP threads of one rank; 0: cores of the host / ranks on it
+  void validate() const;
+};
+
+/// Everything the shared loop needs.
+struct LoopConfig {
+  OptimConfig optim;
+  BatchConfig batch;
+  ParallelConfig parallel;
+  CheckpointConfig checkpoint;
+  TrainConfig train;
+  void validate() const;
+};
+
+}  // namespace uqa::trainer

@@ -1,0 +1,66 @@
+#include "trainer/metrics.h"
+
+#include <sys/resource.h>
+
+namespace uqa::trainer {
+
+std::int64_t peak_rss_bytes() {
+  rusage usage{};
+  UQA_CHECK(::getrusage(RUSAGE_SELF, &usage) == 0, ErrorCode::kInternal, "getrusage failed");
+  return static_cast<std::int64_t>(usage.ru_maxrss) * 1024;  // Linux counts in KiB
+}
+
+StepMeter::StepMeter(const comm::Mesh& mesh) : mesh_(mesh), bytes_before_(bytes_sent()) {}
+
+void StepMeter::add(const AgreedStep& step, double loss_sum_nats, double flops, const StepTimes& times) {
+  loss_sum_nats_ += loss_sum_nats;
+  labels_ += step.num_labels;
+  interactions_ += step.num_interactions;
+  tokens_ += step.num_tokens;
+  flops_ += flops;
+  times_.total_s += times.total_s;
+  times_.data_wait_s += times.data_wait_s;
+  times_.comm_exposed_s += times.comm_exposed_s;
+}
+
+double StepMeter::loss_nats() const { return labels_ > 0 ? loss_sum_nats_ / static_cast<double>(labels_) : 0; }
+
+Json StepMeter::record(std::int64_t step, double epoch, double lr, double grad_norm) {
+  const double seconds = times_.total_s > 0 ? times_.total_s : 1;
+  const std::int64_t bytes = bytes_sent();
+  const Json record{{"kind", "train"},
+                    {"step", step},
+                    {"epoch", epoch},
+                    {"loss_nats", loss_nats()},
+                    {"lr", lr},
+                    {"grad_norm", grad_norm},
+                    {"labels", labels_},
+                    {"seconds", times_.total_s},
+                    {"interactions_per_s", static_cast<double>(interactions_) / seconds},
+                    {"tokens_per_s", static_cast<double>(tokens_) / seconds},
+                    {"data_wait_fraction", times_.data_wait_s / seconds},
+                    {"comm_exposed_fraction", times_.comm_exposed_s / seconds},
+                    {"comm_bytes", bytes - bytes_before_},
+                    {"peak_rss_bytes", peak_rss_bytes()},
+                    {"flops_per_s", flops_ / seconds}};
+  loss_sum_nats_ = flops_ = 0;
+  labels_ = interactions_ = tokens_ = 0;
+  times_ = {};
+  bytes_before_ = bytes;
+  return record;
+}
+
+Json StepMeter::state() const { return {{"loss_sum_nats", loss_sum_nats_}, {"labels", labels_}}; }
+
+void StepMeter::restore(const Json& state, const std::string& what) {
+  loss_sum_nats_ = get<double>(state, "loss_sum_nats", what);
+  labels_ = get<std::int64_t>(state, "labels", what);
+}
+
+std::int64_t StepMeter::bytes_sent() const {
+  std::int64_t bytes = mesh_.world().bytes_sent();
+  if (&mesh_.dp().backend() != &mesh_.world().backend()) bytes += mesh_.dp().bytes_sent();
+  return bytes;
+}
+
+}  // namespace uqa::trainer

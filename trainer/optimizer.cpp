@@ -1,0 +1,85 @@
+#include "trainer/optimizer.h"
+
+#include <cmath>
+
+#include "core/error.h"
+
+namespace uqa::trainer {
+
+Optimizer::Optimizer(std::vector<NamedParameter> parameters, OptimConfig config) : parameters_(std::move(parameters)), config_(std::move(config)) {
+  UQA_CHECK(!parameters_.empty(), ErrorCode::kConfig, "trained parameters = 0, at least one is required; freeze less");
+  const bool adamw = config_.kind == "adamw";
+  for (const auto& [name, tensor] : parameters_) {
+    UQA_CHECK(tensor.scalar_type() == at::kFloat && tensor.is_contiguous() && tensor.requires_grad(), ErrorCode::kInternal,
+              "parameter {}: dtype {}, contiguous {}, requires_grad {}; must be a contiguous float32 leaf", name,
+              c10::toString(tensor.scalar_type()), tensor.is_contiguous(), tensor.requires_grad());
+    values_.push_back(tensor.detach());
+    if (!adamw) continue;
+    first_.push_back(at::zeros_like(values_.back()));
+    second_.push_back(at::zeros_like(values_.back()));
+    steps_.push_back(at::zeros({}, at::kFloat));
+  }
+}
+
+Tensor Optimizer::gradient_of(std::size_t i) const {
+  const Tensor& grad = parameters_[i].tensor.grad();
+  if (!grad.defined()) return {};
+  UQA_CHECK(grad.is_contiguous() && grad.scalar_type() == at::kFloat && grad.sizes() == values_[i].sizes(), ErrorCode::kInternal,
+            "gradient of {}: contiguous {}, dtype {}; must be contiguous float32 of the parameter's shape", parameters_[i].name,
+            grad.is_contiguous(), c10::toString(grad.scalar_type()));
+  return grad.detach();
+}
+
+void Optimizer::step(double lr) {
+  const at::NoGradGuard no_grad;
+  ++updates_;
+  std::vector<Tensor> grads;
+  grads.reserve(values_.size());
+  for (std::size_t i = 0; i < values_.size(); ++i) {
+    auto grad = gradient_of(i);
+    grads.push_back(grad.defined() ? grad : at::zeros_like(values_[i]));
+  }
+  if (config_.kind == "sgd") {
+    for (std::size_t i = 0; i < values_.size(); ++i) {
+      if (config_.weight_decay > 0) values_[i].mul_(1 - lr * config_.weight_decay);
+      values_[i].add_(grads[i], -lr);
+    }
+    return;
+  }
+  // The kernel divides by 1 - beta^step: steps are counted up before it, since 0 would give NaN.
+  for (auto& s : steps_) s.fill_(static_cast<double>(updates_));
+  at::_fused_adamw_(values_, grads, first_, second_, {}, steps_, lr, config_.beta1, config_.beta2, config_.weight_decay, config_.eps,
+                    /*amsgrad=*/false, /*maximize=*/false, std::nullopt, std::nullopt);
+}
+
+double Optimizer::gradient_norm() const {
+  const at::NoGradGuard no_grad;
+  double sum = 0;
+  for (std::size_t i = 0; i < values_.size(); ++i) {
+    const auto grad = gradient_of(i);
+    if (!grad.defined()) continue;
+    const double norm = at::linalg_vector_norm(grad).item<float>();
+    sum += norm * norm;
+  }
+  return std::sqrt(sum);
+}
+
+void Optimizer::scale_gradients(double factor) {
+  const at::NoGradGuard no_grad;
+  for (std::size_t i = 0; i < values_.size(); ++i) {
+    if (auto grad = gradient_of(i); grad.defined()) grad.mul_(factor);
+  }
+}
+
+void Optimizer::set_updates(std::int64_t updates) { updates_ = updates; }
+
+std::vector<NamedParameter> Optimizer::state() const {
+  std::vector<NamedParameter> all;
+  for (std::size_t i = 0; i < first_.size(); ++i) {
+    all.push_back({"optim.exp_avg." + parameters_[i].name, first_[i]});
+    all.push_back({"optim.exp_avg_sq." + parameters_[i].name, second_[i]});
+  }
+  return all;
+}
+
+}  // namespace uqa::trainer

@@ -2,18 +2,30 @@
 find_package(GTest REQUIRED)
 include(GoogleTest)
 
+# A precompiled header serves only files compiled as it was: -fPIC, also in programs. -O1 compiles tests in half the time.
+function(uqa_reuse_torch_pch name)
+  target_compile_options(${name} PRIVATE -fPIC -O1)
+  target_precompile_headers(${name} REUSE_FROM uqa_torch_pch)
+endfunction()
+
 # uqa_add_unit_test(name SOURCES... [LINK targets...] [TORCH] [LABEL unit]): one GoogleTest program, one ctest entry.
 function(uqa_add_unit_test name)
   cmake_parse_arguments(T "TORCH" "LABEL" "LINK" ${ARGN})
   if(NOT T_LABEL)
     set(T_LABEL unit)
   endif()
+  foreach(tmp_source IN LISTS T_UNPARSED_ARGUMENTS)  # TEMP
+    if(NOT EXISTS "${CMAKE_CURRENT_SOURCE_DIR}/${tmp_source}" AND NOT EXISTS "${tmp_source}")  # TEMP
+      message(WARNING "${name}: ${tmp_source} missing yet")  # TEMP
+      return()  # TEMP
+    endif()  # TEMP
+  endforeach()  # TEMP
   add_executable(${name} ${T_UNPARSED_ARGUMENTS})
   target_link_libraries(${name} PRIVATE ${T_LINK} uqa_warnings GTest::gtest GTest::gmock GTest::gtest_main)
   target_include_directories(${name} PRIVATE "${CMAKE_SOURCE_DIR}")
   target_compile_definitions(${name} PRIVATE UQA_SOURCE_DIR="${CMAKE_SOURCE_DIR}")
   if(T_TORCH)
-    target_precompile_headers(${name} REUSE_FROM uqa_torch_pch)
+    uqa_reuse_torch_pch(${name})
   endif()
   add_test(NAME ${name} COMMAND ${name})
   set_tests_properties(${name} PROPERTIES LABELS ${T_LABEL} TIMEOUT 600)
@@ -26,11 +38,17 @@ function(uqa_add_dist_test name)
   if(NOT T_LABEL)
     set(T_LABEL dist)
   endif()
+  foreach(tmp_source IN LISTS T_UNPARSED_ARGUMENTS)  # TEMP
+    if(NOT EXISTS "${CMAKE_CURRENT_SOURCE_DIR}/${tmp_source}" AND NOT EXISTS "${tmp_source}")  # TEMP
+      message(WARNING "${name}: ${tmp_source} missing yet")  # TEMP
+      return()  # TEMP
+    endif()  # TEMP
+  endforeach()  # TEMP
   add_executable(${name} ${T_UNPARSED_ARGUMENTS})
   target_link_libraries(${name} PRIVATE ${T_LINK} uqa_dist_main uqa_warnings)
   target_include_directories(${name} PRIVATE "${CMAKE_SOURCE_DIR}")
   target_compile_definitions(${name} PRIVATE UQA_SOURCE_DIR="${CMAKE_SOURCE_DIR}")
-  target_precompile_headers(${name} REUSE_FROM uqa_torch_pch)
+  uqa_reuse_torch_pch(${name})
   foreach(np IN LISTS T_NP)
     add_test(NAME ${name}.np${np} COMMAND mpirun -np ${np} --oversubscribe --bind-to none $<TARGET_FILE:${name}>)
     set_tests_properties(${name}.np${np} PROPERTIES LABELS ${T_LABEL} PROCESSORS 2 TIMEOUT 300

@@ -26,20 +26,34 @@ class Backend;  // comm/backend.h: one implementation per transport
 class Pending;
 }  // namespace detail
 
-/// A collective that was started and not yet waited for. Move-only; the destructor waits (and logs, never throws).
+/// An Error that every rank of a group throws alike (agree_or_throw, run_agreed, Mesh). When that group is the whole world, the
+/// ranks end in order and one of them reports it, instead of aborting the job.
+class AgreedError : public Error {
+ public:
+  AgreedError(ErrorCode code, const std::string& text, int num_ranks, std::source_location where = std::source_location::current())
+      : Error(code, text, where), num_ranks_(num_ranks) {}
+  [[nodiscard]] int num_ranks() const noexcept { return num_ranks_; }
+
+ private:
+  int num_ranks_;
+};
+
+/// A collective that was started and not yet waited for. Move-only; the destructor waits (and logs, never throws). While an
+/// exception unwinds it waits for a second at most and then leaves the tensor to the transport: the peers may never answer.
 class [[nodiscard]] Work {
  public:
   Work();
   explicit Work(std::unique_ptr<detail::Pending> pending);
   ~Work();
   Work(Work&&) noexcept;
-  Work& operator=(Work&&) noexcept;
+  Work& operator=(Work&&) noexcept;  ///< waits for the work held before, as the destructor does
   /// Blocks until the result is in the tensor. Throws Error(kComm). A second call returns at once.
   void wait();
   /// Lets the transport progress; true when done. MPI needs such calls to move at all.
   [[nodiscard]] bool test();
 
  private:
+  void settle() noexcept;
   std::unique_ptr<detail::Pending> pending_;
 };
 
@@ -60,13 +74,16 @@ class Communicator {
   /// Bytes that this rank has sent through collectives of this group so far, by the closed formulas in docs/design.
   [[nodiscard]] std::int64_t bytes_sent() const;
   [[nodiscard]] detail::Backend& backend() const;
+  [[nodiscard]] const std::shared_ptr<detail::Backend>& backend_ptr() const { return backend_; }
 
  private:
   std::shared_ptr<detail::Backend> backend_;
 };
 
 // Dtypes of every collective: float32, bfloat16 (sums accumulate in float32), int64. Others throw Error(kInternal).
-// Tensors live on the CPU for the MPI, serial and thread backends. Results are new storage unless the name ends in `_`.
+// Tensors live on the CPU for the MPI, serial and thread backends. Results are new storage unless the name ends in `_`, and
+// are never part of an autograd graph. The result is the same on every call with the same layout (ranks, shapes, backend); it
+// does not depend on which rank arrives first. kMax and kMin of a NaN are not defined: sum a flag to find one.
 
 /// Element-wise reduction over the group. Shapes equal on all ranks; x is not modified.
 [[nodiscard]] Tensor all_reduce(const Tensor& x, ReduceOp op, const Communicator& comm);
@@ -74,13 +91,15 @@ class Communicator {
 void all_reduce_(Tensor& x, ReduceOp op, const Communicator& comm);
 /// In place, started only: x is busy until wait(). x must be contiguous.
 [[nodiscard]] Work all_reduce_async_(Tensor& x, ReduceOp op, const Communicator& comm);
-/// Concatenation over ranks along dim 0, in rank order. Row counts may differ (also be 0); trailing shape must agree.
+/// Concatenation over ranks along dim 0, in rank order. Row counts may differ (also be 0); dtype and trailing shape must agree,
+/// else AgreedError(kInternal).
 [[nodiscard]] Tensor all_gather(const Tensor& x, const Communicator& comm);
 /// Sums x [sum(rows), ...] over ranks and returns this rank's block of `rows[rank]` rows. `rows` is equal on all ranks.
 [[nodiscard]] Tensor reduce_scatter(const Tensor& x, const std::vector<std::int64_t>& rows, const Communicator& comm);
 /// Rank `root`'s x on every rank, in place; x must be contiguous and of equal shape everywhere.
 void broadcast_(Tensor& x, int root, const Communicator& comm);
-/// Sends `send_rows[r]` rows of x (in rank order) to rank r; returns what arrived, in rank order, and its row counts.
+/// Sends `send_rows[r]` rows of x (in rank order) to rank r; returns what arrived, in rank order, and its row counts. Dtype and
+/// trailing shape must agree, else AgreedError(kInternal).
 [[nodiscard]] std::pair<Tensor, std::vector<std::int64_t>> all_to_all(const Tensor& x, const std::vector<std::int64_t>& send_rows,
                                                                       const Communicator& comm);
 void barrier(const Communicator& comm);
@@ -90,15 +109,21 @@ void barrier(const Communicator& comm);
 /// Rank `root`'s text on every rank.
 [[nodiscard]] std::string broadcast_text(const std::string& text, int root, const Communicator& comm);
 
-/// Throws the same Error on every rank when `ok` is false on any: the text of the lowest failing rank, with its rank named.
-/// Every rank must call it. Use before a collective that one rank might not reach.
+/// Throws the same AgreedError on every rank when `ok` is false on any: code and text of the lowest failing rank, with its rank
+/// named (unless every rank failed). Every rank must call it. Use before a collective that one rank might not reach.
 void agree_or_throw(const Communicator& comm, bool ok, ErrorCode code, const std::string& text);
-/// Runs `body` on every rank and rethrows a uqa::Error of any rank on all of them (lowest failing rank wins).
+/// Runs `body` on every rank and rethrows an error of any rank on all of them as agree_or_throw does (other exceptions than
+/// uqa::Error become kInternal). `body` may hold no collective that a failing rank would not reach.
 void run_agreed(const Communicator& comm, const std::function<void()>& body);
 
+/// Up to the first line break: what a foreign exception (c10::Error with its stack trace) has to say on one line.
+[[nodiscard]] std::string first_line(const std::string& text);
+
 struct SessionOptions {
-  double timeout_s = 600;          ///< comm.timeout_s: a collective that waits longer ends the job; > 0
-  std::string heartbeat_dir = "";  ///< where ranks keep their heartbeat files; empty: a temporary directory per job
+  double timeout_s = 600;          ///< comm.timeout_s: a collective that waits longer ends the job with code 4; > 0
+  /// Where ranks keep their heartbeat files, reachable by all of them. Empty: unnamed files of this host, so that ranks on other
+  /// hosts cannot be told missing from present.
+  std::string heartbeat_dir = "";
 };
 
 /// Owns MPI for the process: initialised (MPI_THREAD_SERIALIZED) only when a launcher started it (mpirun, srun with PMIx),
@@ -112,12 +137,13 @@ class Session {
   Session& operator=(const Session&) = delete;
 
   [[nodiscard]] const Communicator& world() const;
-  /// Changes the watchdog's time-out and directory once options are parsed.
+  /// Changes the watchdog's time-out and directory once options are parsed. Collective. Throws AgreedError(kConfig).
   void configure_watchdog(const SessionOptions& options);
   /// Ends well: a last barrier, then finalize. Collective. Nothing may talk after it.
   void finish();
-  /// For main's catch block: logs one line and, if the error may be this rank's alone, aborts the job with its exit code
-  /// (MPI_Abort). Errors marked as agreed (thrown by agree_or_throw) finalize in order. Returns the exit code.
+  /// For main's catch block. An AgreedError of the world, or any error of a world of one: rank 0 prints `uqa: <text>` and MPI is finalized in
+  /// order. Any other error may be this rank's alone: prints `uqa: rank r: <text>` and aborts the job with the exit code
+  /// (MPI_Abort). Returns the exit code: the Error's own, kInternal for other exceptions (first line of what()).
   [[nodiscard]] int fail(const std::exception& error) noexcept;
 
  private:

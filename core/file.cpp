@@ -1,8 +1,8 @@
 #include "core/file.h"
 
 #include <cerrno>
+#include <cstdio>
 #include <cstring>
-#include <fstream>
 #include <utility>
 
 #include <fcntl.h>
@@ -31,6 +31,15 @@ class FileDescriptor {
   int fd_;
 };
 
+void write_all(int fd, std::string_view bytes, const fs::path& path) {
+  while (!bytes.empty()) {
+    const auto n = ::write(fd, bytes.data(), bytes.size());
+    if (n < 0 && errno == EINTR) continue;
+    UQA_CHECK(n > 0, ErrorCode::kData, "cannot write {}: {}; free some space and run again", path.string(), std::strerror(errno));
+    bytes.remove_prefix(static_cast<std::size_t>(n));
+  }
+}
+
 fs::path parent_of(const fs::path& path) { return path.has_parent_path() ? path.parent_path() : fs::path("."); }
 
 fs::path without_trailing_slash(const fs::path& path) { return path.has_filename() ? path : path.parent_path(); }
@@ -47,17 +56,13 @@ void sync_path(const fs::path& path) {
   UQA_CHECK(::fsync(fd.get()) == 0, ErrorCode::kData, "cannot sync {}: {}", path.string(), std::strerror(errno));
 }
 
-void write_file_atomic(const fs::path& path, std::string_view bytes) {
+void write_file_atomic(const fs::path& path, std::string_view bytes) { write_file_atomic(path, std::span(&bytes, 1)); }
+
+void write_file_atomic(const fs::path& path, std::span<const std::string_view> parts) {
   const fs::path temporary = fs::path(path).concat(fmt::format(".{}.tmp", ::getpid()));
   try {
     const FileDescriptor fd(temporary, O_WRONLY | O_CREAT | O_TRUNC);
-    std::size_t done = 0;
-    while (done < bytes.size()) {
-      const auto n = ::write(fd.get(), bytes.data() + done, bytes.size() - done);
-      if (n < 0 && errno == EINTR) continue;
-      UQA_CHECK(n > 0, ErrorCode::kData, "cannot write {}: {}; free some space and run again", path.string(), std::strerror(errno));
-      done += static_cast<std::size_t>(n);
-    }
+    for (const std::string_view part : parts) write_all(fd.get(), part, path);
     UQA_CHECK(::fsync(fd.get()) == 0, ErrorCode::kData, "cannot sync {}: {}", path.string(), std::strerror(errno));
     UQA_CHECK(::rename(temporary.c_str(), path.c_str()) == 0, ErrorCode::kData, "cannot rename {} to {}: {}", temporary.string(),
               path.string(), std::strerror(errno));
@@ -102,8 +107,10 @@ OutputDir::OutputDir(fs::path path, OutputDirOptions options)
     : final_(without_trailing_slash(path)), staging_(fs::path(final_).concat(".tmp")), options_(std::move(options)) {
   std::error_code ec;
   if (fs::exists(final_, ec)) {
-    UQA_CHECK(fs::is_directory(final_), ErrorCode::kConfig, "output {} exists and is not a directory; give another path", final_.string());
-    UQA_CHECK(options_.overwrite || fs::is_empty(final_), ErrorCode::kConfig,
+    UQA_CHECK(fs::is_directory(final_, ec), ErrorCode::kConfig, "output {} exists and is not a directory; give another path", final_.string());
+    const bool empty = fs::is_empty(final_, ec);
+    UQA_CHECK(!ec, ErrorCode::kData, "cannot list {}: {}", final_.string(), ec.message());
+    UQA_CHECK(options_.overwrite || empty, ErrorCode::kConfig,
               "output directory {} exists and is not empty; give another path or --overwrite", final_.string());
   }
   fs::remove_all(staging_, ec);
@@ -119,16 +126,30 @@ OutputDir::~OutputDir() {
 
 void OutputDir::commit() {
   write_file_atomic(staging_ / kMarker, options_.kind + "\n");
-  for (const auto& entry : fs::recursive_directory_iterator(staging_)) {
-    if (entry.is_regular_file() || entry.is_directory()) sync_path(entry.path());
-  }
-  const fs::path old = fs::path(final_).concat(".old.tmp");
   std::error_code ec;
-  fs::remove_all(old, ec);
-  if (fs::exists(final_)) fs::rename(final_, old);
-  fs::rename(staging_, final_);
-  committed_ = true;
-  fs::remove_all(old, ec);
+  for (auto entry = fs::recursive_directory_iterator(staging_, ec); !ec && entry != fs::recursive_directory_iterator(); entry.increment(ec)) {
+    if (entry->is_regular_file() || entry->is_directory()) sync_path(entry->path());
+  }
+  UQA_CHECK(!ec, ErrorCode::kData, "cannot list {}: {}", staging_.string(), ec.message());
+  if (::renameat2(AT_FDCWD, staging_.c_str(), AT_FDCWD, final_.c_str(), RENAME_EXCHANGE) == 0) {
+    committed_ = true;
+    fs::remove_all(staging_, ec);  // now the earlier directory
+  } else {
+    // Nothing to exchange with, or a file system that cannot: two renames, undone if the second one fails.
+    const fs::path old = fs::path(final_).concat(".old.tmp");
+    fs::remove_all(old, ec);
+    const bool replaces = fs::exists(final_, ec);
+    if (replaces) fs::rename(final_, old, ec);
+    UQA_CHECK(!ec, ErrorCode::kData, "cannot move the earlier {} away: {}", final_.string(), ec.message());
+    fs::rename(staging_, final_, ec);
+    if (ec) {
+      std::error_code undo;
+      if (replaces) fs::rename(old, final_, undo);
+      UQA_FAIL(ErrorCode::kData, "cannot rename {} to {}: {}", staging_.string(), final_.string(), ec.message());
+    }
+    committed_ = true;
+    fs::remove_all(old, ec);
+  }
   sync_path(parent_of(final_));
 }
 

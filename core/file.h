@@ -22,6 +22,8 @@ namespace fs = std::filesystem;
 /// Replaces `path` by `bytes` so that a reader sees the old or the new content, never a part. Throws Error(kData)
 /// (a full disk among the reasons); the earlier file is then untouched and the temporary one removed.
 void write_file_atomic(const fs::path& path, std::string_view bytes);
+/// Same, with the content given in pieces that are written one after the other (large files need no second copy).
+void write_file_atomic(const fs::path& path, std::span<const std::string_view> parts);
 
 /// Flushes one file, or a directory's entries, to the device. Throws Error(kData).
 void sync_path(const fs::path& path);

@@ -17,6 +17,9 @@ using Json = nlohmann::json;
 /// Parses JSON text; `what` names it in the error.
 [[nodiscard]] Json parse_json(std::string_view text, const std::string& what);
 
+/// What a value is, short enough for an error line: "'abc'", "3", "a list of 5", "an object of 2 keys".
+[[nodiscard]] std::string describe(const Json& value);
+
 /// `object[key]` as T. Throws Error(kData) "<what>: key '<key>' is missing / is not a ..., got ...".
 template <typename T>
 [[nodiscard]] T get(const Json& object, const std::string& key, const std::string& what) {
@@ -24,7 +27,7 @@ template <typename T>
   try {
     return object.at(key).get<T>();
   } catch (const Json::exception&) {
-    UQA_FAIL(ErrorCode::kData, "{}: key '{}' = {} has the wrong type", what, key, object.at(key).dump());
+    UQA_FAIL(ErrorCode::kData, "{}: key '{}' = {} has the wrong type", what, key, describe(object.at(key)));
   }
 }
 /// Same, with a default for an absent or null key.

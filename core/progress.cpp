@@ -8,6 +8,8 @@
 namespace uqa {
 
 std::string format_duration(double seconds) {
+  constexpr double kLongest = 1e15;  // far beyond any run, and safe to convert
+  if (!(seconds >= 0 && seconds <= kLongest)) return "?";
   const auto s = static_cast<std::int64_t>(seconds + 0.5);
   if (s >= 3600) return fmt::format("{}h{:02}m", s / 3600, s / 60 % 60);
   if (s >= 60) return fmt::format("{}m{:02}s", s / 60, s % 60);

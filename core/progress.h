@@ -32,7 +32,7 @@ class Progress {
   Clock::time_point begin_, last_drawn_;
 };
 
-/// "1h02m", "3m05s", "12s".
+/// "1h02m", "3m05s", "12s"; "?" for what is not a duration (negative, NaN, infinite).
 [[nodiscard]] std::string format_duration(double seconds);
 
 }  // namespace uqa

@@ -25,6 +25,7 @@ void bind(OptionSet& options, trainer::LoopConfig& config) {
   options.add("optim.clip_norm", &optim.clip_norm, "largest global gradient norm; 0: no clipping");
   auto& batch = config.batch;
   options.add("batch.global_users", &batch.global_users, "samples of one step over all ranks, whatever their number (> 0)");
+  options.add("batch.loader_threads", &batch.loader_threads, "threads that prepare batches (> 0)");
   options.add("batch.micro_users", &batch.micro_users, "most samples of one forward pass on one rank; 0: no limit");
   auto& parallel = config.parallel;
   options.add("parallel.dp", &parallel.dp, "data-parallel degree; 0: world size / tp");

@@ -19,7 +19,6 @@ class PretrainCommand final : public Command {
     bind(options_, config_.model);
     options_.add("data.split", &config_.split, "leave_one_out, ratio:SHARE[:SEED], time:SECONDS or files:TRAIN,VALID[,TEST]");
     options_.add("data.read", &config_.read, "map or read: how shards are read");
-    options_.add("data.loader_threads", &config_.loader_threads, "threads that prepare batches (> 0)");
     options_.add("eval.users", &config_.eval_users, "users of one validation pass on one rank (> 0)");
     bind(options_, config_.loop);
     bind(options_, call_);

@@ -3,6 +3,7 @@
 #include <array>
 #include <cstring>
 
+#include "core/error.h"
 #include "models/format/safetensors.h"
 
 namespace uqa::models {

@@ -36,9 +36,13 @@ struct UserModelConfig {
   std::int64_t max_len = 200;          ///< longest history; > 0; sasrec has that many learned positions
   double norm_eps = 1e-5;
   double rope_base = 10000;
-  double dropout = 0.2;                ///< hidden dropout; in [0, 1)
-  double attention_dropout = 0.2;      ///< in [0, 1)
+  double dropout = 0.2;                ///< hidden dropout; in [0, 0.999]
+  double attention_dropout = 0.2;      ///< in [0, 0.999]
   void validate() const;               ///< Error(kConfig) naming the field
+  [[nodiscard]] const TableConfig& table(const std::string& table_name) const;  ///< Error(kConfig) if absent
+  [[nodiscard]] std::int64_t feature_width() const;   ///< sum of the features' table widths: input of proj1
+  [[nodiscard]] std::int64_t item_dim() const;        ///< width of the first feature's table: output of proj2
+  [[nodiscard]] std::int64_t resolved_inner() const;  ///< `inner`, or the encoder's own rule where it is 0
 };
 
 /// Bags of one feature over the T packed interactions.
@@ -56,6 +60,8 @@ struct UserBatch {
 class EncoderImpl : public torch::nn::Module {
  public:
   virtual Tensor forward(const Tensor& x_TH, const PackedLayout& layout, const DropoutContext& context) = 0;
+  /// Sets every parameter as the reference does; `prefix` is the encoder's name in the model, with its dot ("backbone.").
+  virtual void init_weights(std::uint64_t seed, const std::string& prefix) = 0;
 };
 
 class UserModelImpl : public torch::nn::Module {
@@ -65,9 +71,9 @@ class UserModelImpl : public torch::nn::Module {
   void init_weights(std::uint64_t seed);
   /// Mean-bag embeddings of all features, concatenated. -> [T, sum of dims]; empty bags give zeros.
   [[nodiscard]] Tensor embed(const UserBatch& batch) const;
-  /// -> encoder states [T, H].
+  /// -> encoder states [T, H], float32. Error(kData) for a sequence longer than max_len or a batch that does not fit the features.
   [[nodiscard]] Tensor forward(const UserBatch& batch, const DropoutContext& context);
-  /// proj2: [T, H] -> [T, item_dim].
+  /// proj2: [T, H] -> [T, item_dim], float32.
   [[nodiscard]] Tensor item_hiddens(const Tensor& states_TH);
   /// The item table [V, item_dim]: input rows and output head (tied).
   [[nodiscard]] Tensor item_table() const;

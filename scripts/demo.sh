@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # From a real interaction log to answered questions: MovieLens-100K, Trm++, SmolLM2-135M-Instruct. Sets up and builds first.
 # Usage: scripts/demo.sh [--full] [--output demo]
-#   --full    20,000 and more training questions, 3 alignment seeds, at least 4,000 test questions, significance tests (about 2 hours)
-# Run again, it reuses what is done. The result is printed and written to demo/result.json (--full: demo/full/result.json).
+#   --full    24,000 training questions, 3 alignment seeds, 4,200 test questions, significance tests (about 2 hours on 2 cores)
+# Run again, it reuses what is done. The table is printed and written to demo/result.json (--full: demo/full/result.json).
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
@@ -11,7 +11,7 @@ demo=demo
 while [ $# -gt 0 ]; do
   case "$1" in
     --full) full=1; shift ;;
-    --output) demo=$2; shift 2 ;;
+    --output) demo=${2:?--output needs a directory}; shift 2 ;;
     -h|--help) sed -n '2,5s/^# //p' "$0"; exit 0 ;;
     *) echo "demo.sh: unknown option '$1'; see --help" >&2; exit 2 ;;
   esac
@@ -26,46 +26,84 @@ cmake --build --preset release --target uqa -- --quiet
 
 uqa=build/release/uqa
 llm=third_party/smollm2-135m-instruct
-start=$(date +%s)
-stage() { printf '\n[demo %4ds] %s\n' "$(($(date +%s) - start))" "$*"; }
-ranks() { mpirun -np 2 "$uqa" "$@"; }
-mkdir -p "$demo"
-
-stage "import: MovieLens-100K into HDF5 shards"
-if [ -e "$demo/data/manifest.json" ]; then echo "done before: $demo/data"; else
-  "$uqa" import --schema recipes/ml-100k.schema.json --input third_party/ml-100k/ml-100k.inter --items third_party/ml-100k/ml-100k.item \
-    --output "$demo/data"
-fi
-
-stage "pre-train: Trm++, next film, exact softmax over every film, 2 ranks"
-if [ -e "$demo/trm/result.json" ]; then echo "done before: $demo/trm"; else
-  ranks pretrain --config recipes/ml-100k-trm_plus.ini --data "$demo/data" --run "$demo/trm"
-fi
-
 if [ "$full" = 1 ]; then
-  work=$demo/full seeds="1 2 3" train=24000 test=4200
+  work=$demo/full seeds=(1 2 3) train=24000 test=4200
 else
-  work=$demo/quick seeds="1" train=4800 test=700
+  work=$demo seeds=(1) train=4200 test=840
+fi
+start=$(date +%s)
+stage() { printf '\n[demo %4d s] %s\n' "$(($(date +%s) - start))" "$*"; }
+reuse() { echo "done before: $1"; }
+ranks() { mpirun -np 2 "$uqa" "$@"; }
+mkdir -p "$work"
+
+stage "import MovieLens-100K into HDF5 shards"
+if [ -e "$demo/data/manifest.json" ]; then reuse "$demo/data"; else
+  "$uqa" import --schema recipes/ml-100k.schema.json --input third_party/ml-100k/ml-100k.inter third_party/ml-100k/ml-100k.item \
+    --output "$demo/data" --overwrite
 fi
 
-stage "questions: seven types with fair options, users of train and test apart"
-if [ -e "$work/questions/questions.json" ]; then echo "done before: $work/questions"; else
+stage "build questions of seven types with fair options; users of test questions are kept out of all training"
+if [ -e "$work/questions/questions.json" ]; then reuse "$work/questions"; else
   "$uqa" questions --data "$demo/data" --output "$work/questions" --language en --train "$train" --test "$test"
 fi
+
+stage "pre-train Trm++ on the other users: next film, exact softmax over every film, 2 ranks"
+if [ -e "$work/trm/result.json" ]; then reuse "$work/trm"; else
+  ranks pretrain --config recipes/ml-100k-trm_plus.ini --data "$demo/data" --run "$work/trm" \
+    --data.split="files:$work/questions/users_train.txt,$work/questions/users_valid.txt"
+fi
+
+align() {  # run, seed, further options...
+  local run=$1 seed=$2
+  shift 2
+  if [ -e "$run/result.json" ]; then reuse "$run"; return; fi
+  ranks align --config recipes/ml-100k-align.ini --data "$demo/data" --questions "$work/questions" --encoder-run "$work/trm" --llm "$llm" \
+    --run "$run" --train.seed="$seed" "$@"
+}
 
 evaluate() {  # run, prompt, further options...
   local run=$1 prompt=$2
   shift 2
-  if compgen -G "$run/eval/$prompt-*/result.json" >/dev/null; then echo "done before: $run, $prompt"; else
-    ranks evaluate --run "$run" --data "$demo/data" --questions "$work/questions" --prompt "$prompt" "$@"
-  fi
+  ranks evaluate --run "$run" --data "$demo/data" --prompt "$prompt" "$@"
 }
 
-for seed in $seeds; do
-  stage "align: soft token into $(basename "$llm"), 2 ranks, seed $seed"
-  run=$work/align-$seed
-  if [ -e "$run/model.json" ]; then echo "done before: $run"; else
-    ranks align --config recipes/ml-100k-align.ini --data "$demo/data" --questions "$work/questions" --encoder-run "$demo/trm" --llm "$llm" \
-      --run "$run" --train.seed="$seed"
+arms=()
+add_arm() {  # name, run, directory name, prompt, further options...
+  local name=$1 run=$2 directory=$3 prompt=$4
+  shift 4
+  if [ -e "$run/eval/$directory/result.json" ]; then reuse "$run/eval/$directory"; else
+    evaluate "$run" "$prompt" --output "$run/eval/$directory" "$@" >/dev/null
   fi
+  arms+=("$name=$run/eval/$directory")
+}
+
+for seed in "${seeds[@]}"; do
+  stage "align one soft token to SmolLM2-135M-Instruct, seed $seed, 2 ranks"
+  align "$work/align-$seed" "$seed"
 done
+if [ "$full" = 1 ]; then
+  for seed in "${seeds[@]}"; do
+    stage "tune the baseline that sees no user with equal budget, seed $seed"
+    align "$work/tuned-none-$seed" "$seed" --prompt none
+  done
+fi
+
+stage "answer the test questions"
+for seed in "${seeds[@]}"; do add_arm soft "$work/align-$seed" soft soft; done
+for seed in "${seeds[@]}"; do add_arm none "$work/align-$seed" none none; done
+if [ "$full" = 1 ]; then
+  for seed in "${seeds[@]}"; do add_arm tuned-none "$work/tuned-none-$seed" none none; done
+  # five permutations of users over the seeds
+  for shuffle in 1 2 3 4 5; do
+    add_arm shuffled "$work/align-$(((shuffle - 1) % 3 + 1))" "shuffled-$shuffle" shuffled --shuffle_seed "$shuffle"
+  done
+  add_arm zero "$work/align-1" zero zero
+else
+  add_arm shuffled "$work/align-1" shuffled shuffled
+fi
+add_arm text "$work/align-1" text text --text_items 32
+
+stage "compare"
+"$uqa" compare "${arms[@]}" --output "$work/result.json" --overwrite
+stage "done: $work/result.json"

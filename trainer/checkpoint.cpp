@@ -34,7 +34,7 @@ std::span<const std::byte> bytes_of(const Tensor& tensor) {
   return {static_cast<const std::byte*>(tensor.const_data_ptr()), static_cast<std::size_t>(tensor.nbytes())};
 }
 
-void remove_all(const fs::path& path) {
+void remove_tree(const fs::path& path) {
   std::error_code ec;
   fs::remove_all(path, ec);
   UQA_CHECK(!ec, ErrorCode::kData, "cannot remove {}: {}", path.string(), ec.message());
@@ -78,7 +78,7 @@ CheckpointWriter::CheckpointWriter(fs::path directory, comm::Communicator world,
     for (const auto& entry : fs::directory_iterator(directory_)) {
       if (entry.path().extension() == ".tmp") stale.push_back(entry.path());
     }
-    for (const auto& path : stale) remove_all(path);
+    for (const auto& path : stale) remove_tree(path);
   });
   comm::run_agreed(world_, [&] { latest_ = latest_checkpoint(directory_); });
 }
@@ -173,7 +173,7 @@ void CheckpointWriter::publish(const Manifest& manifest) const {
     const fs::path old = fs::path(final_path).concat(".old.tmp");
     fs::rename(final_path, old);
     fs::rename(staging, final_path);
-    remove_all(old);
+    remove_tree(old);
   } else {
     fs::rename(staging, final_path);
   }
@@ -195,7 +195,7 @@ void CheckpointWriter::remove_old(const Manifest& manifest) const {
     if (step <= manifest.step && (newest++ < keep_ || step == best)) continue;
     const fs::path doomed = checkpoint_path(directory_, step).concat(".old.tmp");
     fs::rename(checkpoint_path(directory_, step), doomed);
-    remove_all(doomed);
+    remove_tree(doomed);
   }
 }
 

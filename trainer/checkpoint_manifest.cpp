@@ -57,11 +57,12 @@ Manifest Manifest::read(const fs::path& path) {
   Manifest manifest;
   manifest.step = get<std::int64_t>(json, "step", what);
   manifest.loop = get<Json>(json, "loop", what);
-  for (const auto& [name, file] : get<Json>(json, "files", what).items()) {
+  const auto files = get<Json>(json, "files", what), tensors = get<Json>(json, "tensors", what);
+  for (const auto& [name, file] : files.items()) {
     UQA_CHECK(fs::path(name).filename() == name, ErrorCode::kData, "{}: file name '{}' leads out of the checkpoint", what, name);
     manifest.files[name] = {.hash = get<std::string>(file, "hash", what), .size_bytes = get<std::int64_t>(file, "size_bytes", what)};
   }
-  for (const auto& [name, tensor] : get<Json>(json, "tensors", what).items()) {
+  for (const auto& [name, tensor] : tensors.items()) {
     TensorEntry entry{.dtype = get<std::string>(tensor, "dtype", what), .shape = get<std::vector<std::int64_t>>(tensor, "shape", what), .slices = {}};
     for (const auto& slice : get<Json>(tensor, "slices", what)) {
       entry.slices.push_back({.file = get<std::string>(slice, "file", what),

@@ -1,7 +1,5 @@
 #include "trainer/optimizer.h"
 
-#include <cmath>
-
 #include "core/error.h"
 
 namespace uqa::trainer {
@@ -50,25 +48,6 @@ void Optimizer::step(double lr) {
   for (auto& s : steps_) s.fill_(static_cast<double>(updates_));
   at::_fused_adamw_(values_, grads, first_, second_, {}, steps_, lr, config_.beta1, config_.beta2, config_.weight_decay, config_.eps,
                     /*amsgrad=*/false, /*maximize=*/false, std::nullopt, std::nullopt);
-}
-
-double Optimizer::gradient_norm() const {
-  const at::NoGradGuard no_grad;
-  double sum = 0;
-  for (std::size_t i = 0; i < values_.size(); ++i) {
-    const auto grad = gradient_of(i);
-    if (!grad.defined()) continue;
-    const double norm = at::linalg_vector_norm(grad).item<float>();
-    sum += norm * norm;
-  }
-  return std::sqrt(sum);
-}
-
-void Optimizer::scale_gradients(double factor) {
-  const at::NoGradGuard no_grad;
-  for (std::size_t i = 0; i < values_.size(); ++i) {
-    if (auto grad = gradient_of(i); grad.defined()) grad.mul_(factor);
-  }
 }
 
 void Optimizer::set_updates(std::int64_t updates) { updates_ = updates; }

@@ -21,10 +21,6 @@ class Optimizer {
   /// One update from the gradients, with AdamW as torch.optim.AdamW does it (decoupled decay, bias correction). A parameter
   /// without a gradient counts as one with a zero gradient.
   void step(double lr);
-  /// Global 2-norm over all gradients, accumulated in float64 over parameters.
-  [[nodiscard]] double gradient_norm() const;
-  /// Multiplies every gradient.
-  void scale_gradients(double factor);
 
   /// Updates done so far.
   [[nodiscard]] std::int64_t updates() const { return updates_; }

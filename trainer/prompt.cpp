@@ -126,6 +126,8 @@ EncodedQuestion PromptEncoder::encode(const data::Question& question, Prompt pro
             "question {}: its text holds the chat's own marker {} or {}, which would open a turn of its own; remove it from titles and stems",
             question.id, kStart, kEnd);
 
+  encoded.answer = tokenizer_.encode(question.answer);
+  UQA_CHECK(!encoded.answer.empty(), ErrorCode::kData, "question {}: the answer is empty; build or import the questions again", question.id);
   if (question.options.empty()) return encoded;
   UQA_CHECK(question.options.size() == kNumOptions, ErrorCode::kData, "question {}: {} options, must have {} or none", question.id,
             question.options.size(), kNumOptions);

@@ -50,6 +50,7 @@ struct EncodedQuestion {
   std::vector<std::int64_t> prompt;                ///< up to and with "<|im_start|>assistant\n"; the soft row holds the id 0
   std::int64_t soft_index = -1;                    ///< index of the soft row in `prompt`; -1: none
   std::vector<std::vector<std::int64_t>> options;  ///< words of each option; empty for a free-form question
+  std::vector<std::int64_t> answer;                ///< the answer as stored: gold letter, or free text
   std::int64_t gold = -1;                          ///< index of the gold option; -1 for a free-form question
 };
 

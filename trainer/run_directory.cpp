@@ -28,6 +28,8 @@ std::string first_difference(const std::string& stored, const std::string& given
   }
 }
 
+std::string run_of(const std::string& stage) { return fmt::format("{} {} run", stage.starts_with('a') ? "an" : "a", stage); }
+
 void remove_content(const fs::path& directory) {
   std::error_code ec;
   for (const auto& entry : fs::directory_iterator(directory)) {
@@ -62,9 +64,10 @@ RunDirectory::RunDirectory(fs::path path, const std::string& stage, const std::s
   }
   const bool is_run = fs::is_regular_file(path_ / kRunJson);
   const std::string stored_stage = is_run ? get_or<std::string>(read_run_json(path_), "stage", "", (path_ / kRunJson).string()) : "";
-  UQA_CHECK(stored_stage == stage, ErrorCode::kConfig, "run directory {} holds {}, not a {} run; give another --run or --overwrite",
-            path_.string(), stored_stage.empty() ? "something else" : "a " + stored_stage + " run", stage);
-  if (!fs::exists(path_ / kConfigIni)) write_file_atomic(path_ / kConfigIni, config_ini);
+  UQA_CHECK(stored_stage == stage, ErrorCode::kConfig, "run directory {} holds {}, not {}; give another --run or --overwrite",
+            path_.string(), stored_stage.empty() ? "something else" : run_of(stored_stage), run_of(stage));
+  // A run that ended before it had anything to resume (wrong --data, say) may be started with other settings.
+  if (!fs::exists(checkpoints() / "latest") && !fs::exists(path_ / kMetrics)) write_file_atomic(path_ / kConfigIni, config_ini);
   const std::string difference = first_difference(read_file(path_ / kConfigIni), config_ini);
   UQA_CHECK(difference.empty(), ErrorCode::kConfig,
             "run directory {} was made with other settings ({}); repeat them to resume, or give another --run or --overwrite", path_.string(),

@@ -12,8 +12,8 @@ namespace uqa::trainer {
 class RunDirectory {
  public:
   /// Makes or re-opens `path`. A directory that holds something other than a run of `stage` is refused (Error(kConfig)) unless
-  /// `overwrite`, which starts it anew. A run of the same stage is resumed only if `config_ini` is the stored one (else
-  /// Error(kConfig) naming the first difference). Call on rank 0 first, agreed with the others.
+  /// `overwrite`, which starts it anew. A run of the same stage that has records or a checkpoint is resumed only if `config_ini` is the
+  /// stored one (else Error(kConfig) naming the first difference). Call on rank 0 first, agreed with the others.
   RunDirectory(fs::path path, const std::string& stage, const std::string& config_ini, bool overwrite, bool writer);
   [[nodiscard]] const fs::path& path() const { return path_; }
   [[nodiscard]] fs::path checkpoints() const { return path_ / "checkpoints"; }

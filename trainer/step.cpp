@@ -4,6 +4,9 @@
 #include <cmath>
 
 namespace uqa::trainer {
+
+using at::Tensor;
+
 namespace {
 
 constexpr double kLossGrid = 1 << 20;
@@ -43,7 +46,7 @@ double agree_on_loss(double loss_sum, double gradient_norm, std::int64_t step, c
   // Beyond 2^42 nats the grid would overflow; no finite loss of a batch comes near it.
   const bool usable = std::isfinite(loss_sum) && std::abs(loss_sum) < 0x1p42;
   const bool finite = usable && std::isfinite(gradient_norm);
-  Tensor all = to_tensor({usable ? std::llround(loss_sum * kLossGrid) : 0, finite ? 0 : 1});
+  Tensor all = to_tensor({usable ? std::int64_t{std::llround(loss_sum * kLossGrid)} : 0, finite ? std::int64_t{0} : 1});
   comm::all_reduce_(all, comm::ReduceOp::kSum, mesh.world());
   const auto* const sum = all.const_data_ptr<std::int64_t>();
   if (sum[1] > 0) {

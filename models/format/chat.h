@@ -21,6 +21,8 @@ class ChatFormat {
   /// Reads chat_template.jinja or tokenizer_config.json's chat_template from a Hugging Face directory; the default system
   /// text (inserted when the first message is not a system one; may be absent) comes from the template.
   [[nodiscard]] static ChatFormat load(const fs::path& llm_directory);
+  /// Same, from the template's text; `what` names it in the error.
+  [[nodiscard]] static ChatFormat parse(std::string_view jinja, const std::string& what);
   explicit ChatFormat(std::optional<std::string> default_system) : default_system_(std::move(default_system)) {}
 
   /// The whole text, with "<|im_start|>assistant\n" at the end when `add_generation_prompt`.

@@ -35,7 +35,8 @@ struct TensorBytes {
   std::vector<std::int64_t> shape;
   std::span<const std::byte> bytes;
 };
-/// Writes one file atomically (sync, rename); tensors in the order given, data aligned to 8 bytes. Throws Error(kData).
+/// Writes one file atomically (sync, rename). The data starts at a multiple of 8 bytes and has no gaps (the format forbids them):
+/// widest dtypes first, otherwise in the order given, so every tensor is aligned to its dtype. Throws Error(kData).
 void write_safetensors(const fs::path& path, const std::vector<TensorBytes>& tensors, const std::map<std::string, std::string>& metadata = {});
 
 }  // namespace uqa::format

@@ -58,17 +58,8 @@ UQA_SIMD_CLONES void backward_visible(float* row, float* grad, std::int64_t visi
   backward_body(row, grad, visible, scale, log_sum, delta, factors);
 }
 
-UQA_SIMD_CLONES void widen(const c10::BFloat16* in, float* out, std::int64_t n) {
-  for (std::int64_t j = 0; j < n; ++j) out[j] = std::bit_cast<float>(static_cast<std::uint32_t>(in[j].x) << 16);
-}
-/// Round to nearest, ties to even; every NaN becomes the canonical one.
-UQA_SIMD_CLONES void narrow(const float* in, c10::BFloat16* out, std::int64_t n) {
-  for (std::int64_t j = 0; j < n; ++j) {
-    const auto bits = std::bit_cast<std::uint32_t>(in[j]);
-    const std::uint32_t rounded = (bits + 0x7FFFu + ((bits >> 16) & 1u)) >> 16;
-    out[j].x = static_cast<std::uint16_t>((bits & 0x7FFFFFFFu) > 0x7F800000u ? 0x7FC0u : rounded);
-  }
-}
+UQA_SIMD_CLONES void widen_row(const c10::BFloat16* in, float* out, std::int64_t n) { widen(in, out, n); }
+UQA_SIMD_CLONES void narrow_row(const float* in, c10::BFloat16* out, std::int64_t n) { narrow(in, out, n); }
 
 }  // namespace
 
@@ -79,9 +70,9 @@ float softmax_row(float* row, std::int64_t visible, std::int64_t total, float sc
 
 float softmax_row(c10::BFloat16* row, std::int64_t visible, std::int64_t total, float scale, const float* factors, std::vector<float>& scratch) {
   scratch.resize(static_cast<std::size_t>(visible));
-  widen(row, scratch.data(), visible);
+  widen_row(row, scratch.data(), visible);
   const float log_sum = softmax_visible(scratch.data(), visible, scale, factors);
-  narrow(scratch.data(), row, visible);
+  narrow_row(scratch.data(), row, visible);
   std::fill(row + visible, row + total, c10::BFloat16(0.0f));
   return log_sum;
 }
@@ -103,11 +94,11 @@ void softmax_row_backward(c10::BFloat16* row, c10::BFloat16* grad, std::int64_t 
   scratch.resize(static_cast<std::size_t>(2 * visible));
   float* wide_row = scratch.data();
   float* wide_grad = wide_row + visible;
-  widen(row, wide_row, visible);
-  widen(grad, wide_grad, visible);
+  widen_row(row, wide_row, visible);
+  widen_row(grad, wide_grad, visible);
   backward_visible(wide_row, wide_grad, visible, scale, log_sum, delta, factors);
-  narrow(wide_row, row, visible);
-  narrow(wide_grad, grad, visible);
+  narrow_row(wide_row, row, visible);
+  narrow_row(wide_grad, grad, visible);
   std::fill(row + visible, row + total, c10::BFloat16(0.0f));
   std::fill(grad + visible, grad + total, c10::BFloat16(0.0f));
 }

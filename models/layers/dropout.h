@@ -21,7 +21,10 @@ struct DropoutRow {
   std::int64_t lane = 0;
 };
 
-/// Writes n factors: 0 with probability p, else 1 / (1 - p).
+/// Largest rate that can be drawn.
+inline constexpr double kMostDropped = 0.999;
+
+/// Writes n factors: 0 with probability p (to the nearest 2^-16), else 1 / (1 - p). 0 <= p <= kMostDropped.
 void dropout_factors(std::uint64_t key, const DropoutRow& row, double p, float* factors, std::int64_t n);
 
 /// Zeroes elements of x with probability p and scales the others by 1 / (1 - p); p = 0 returns x itself. Call it in

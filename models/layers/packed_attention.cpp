@@ -8,6 +8,7 @@
 #include "core/error.h"
 #include "models/layers/attention_rows.h"
 #include "models/layers/dropout.h"
+#include "models/layers/no_autocast.h"
 
 #include <ATen/Parallel.h>
 
@@ -253,6 +254,7 @@ Tensor with_unit_stride(const Tensor& x) { return x.stride(2) == 1 ? x : x.conti
 struct PackedAttention : torch::autograd::Function<PackedAttention> {
   static Tensor forward(torch::autograd::AutogradContext* ctx, const Tensor& q, const Tensor& k, const Tensor& v,
                         const c10::intrusive_ptr<AttentionPlan>& plan) {
+    const NoAutocast no_autocast;
     const auto q_TND = with_unit_stride(q), k_TKD = with_unit_stride(k), v_TKD = with_unit_stride(v);
     auto out_TND = at::zeros(q_TND.sizes(), q_TND.options());
     auto log_sum_TN = at::zeros({q_TND.size(0), q_TND.size(1)}, q_TND.options().dtype(compute_type(q_TND.scalar_type())));
@@ -264,6 +266,7 @@ struct PackedAttention : torch::autograd::Function<PackedAttention> {
   }
 
   static torch::autograd::variable_list backward(torch::autograd::AutogradContext* ctx, const torch::autograd::variable_list& grad) {
+    const NoAutocast no_autocast;
     const auto saved = ctx->get_saved_variables();
     const auto &q_TND = saved[0], &k_TKD = saved[1], &v_TKD = saved[2];
     const auto plan = c10::static_intrusive_pointer_cast<AttentionPlan>(ctx->saved_data["plan"].toCapsule());
@@ -293,7 +296,7 @@ Tensor packed_attention(const Tensor& q_TND, const Tensor& k_TKD, const Tensor& 
   UQA_CHECK(q_TND.scalar_type() == k_TKD.scalar_type() && q_TND.scalar_type() == v_TKD.scalar_type(), ErrorCode::kInternal,
             "attention: q, k and v must have one dtype");
   UQA_CHECK(scale > 0, ErrorCode::kInternal, "attention: scale = {}, must be > 0", scale);
-  UQA_CHECK(dropout.p >= 0 && dropout.p < 1, ErrorCode::kConfig, "attention_dropout = {}, must be in [0, 1)", dropout.p);
+  UQA_CHECK(dropout.p >= 0 && dropout.p <= kMostDropped, ErrorCode::kConfig, "attention_dropout = {}, must be in [0, {}]", dropout.p, kMostDropped);
   UQA_CHECK(dropout.p == 0 || dropout.sample_ids.size() == blocks.size(), ErrorCode::kInternal,
             "attention: {} sample ids for {} blocks, one each is required", dropout.sample_ids.size(), blocks.size());
   check_blocks(blocks, q_TND.size(0));

@@ -1,5 +1,5 @@
 // models/layers/simd.h - what hand-written CPU loops share: one clone per instruction set, chosen when the program starts,
-// and an exp that the compiler can vectorize.
+// an exp that the compiler can vectorize, and bfloat16 conversions.
 //
 //   UQA_SIMD_CLONES void scale_(float* x, std::int64_t n, float factor) { for (...) x[i] *= factor; }
 #pragma once
@@ -7,6 +7,8 @@
 #include <bit>
 #include <cmath>
 #include <cstdint>
+
+#include <c10/util/BFloat16.h>
 
 // Release builds target the oldest x86-64, so the loops that cost time are also compiled for newer instruction sets.
 #if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
@@ -37,5 +39,20 @@ UQA_INLINE float vector_exp(float x) {
   return x < -87.33654f ? 0.0f : p * power;
 }
 UQA_INLINE double vector_exp(double x) { return std::exp(x); }
+
+UQA_INLINE void widen(const c10::BFloat16* in, float* out, std::int64_t n) {
+#pragma omp simd
+  for (std::int64_t j = 0; j < n; ++j) out[j] = std::bit_cast<float>(static_cast<std::uint32_t>(in[j].x) << 16);
+}
+
+/// Rounds to nearest, ties to even; every NaN becomes the canonical one.
+UQA_INLINE void narrow(const float* in, c10::BFloat16* out, std::int64_t n) {
+#pragma omp simd
+  for (std::int64_t j = 0; j < n; ++j) {
+    const auto bits = std::bit_cast<std::uint32_t>(in[j]);
+    const std::uint32_t rounded = (bits + 0x7FFFu + ((bits >> 16) & 1u)) >> 16;
+    out[j].x = static_cast<std::uint16_t>((bits & 0x7FFFFFFFu) > 0x7F800000u ? 0x7FC0u : rounded);
+  }
+}
 
 }  // namespace uqa::models

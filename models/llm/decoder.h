@@ -6,7 +6,10 @@
 //   auto logits_NV = llm->logits(states_TH.index_select(0, rows_N));    // only where they are needed
 #pragma once
 
+#include <map>
+#include <memory>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "core/file.h"
@@ -24,7 +27,10 @@ struct LlmConfig {
   bool tied_embeddings = false;   ///< lm_head is embed_tokens
   bool qkv_bias = false;          ///< qwen2
   std::vector<std::int64_t> eos_ids;
+  /// Throws Error(kData) naming file, key and value.
   [[nodiscard]] static LlmConfig load(const fs::path& directory);
+  /// Every tensor of the architecture by its Hugging Face name, with its shape.
+  [[nodiscard]] std::map<std::string, std::vector<std::int64_t>> weight_shapes() const;
 };
 
 struct LoraOptions {
@@ -40,20 +46,41 @@ struct LlmOptions {
   std::uint64_t seed = 0;              ///< for LoRA's A
 };
 
+struct KeyValueCache;
+
+/// Frozen weights are plain tensors, not registered; what is trained is registered and listed by trainable_parameters().
 class LlmImpl : public torch::nn::Module {
  public:
+  /// Weights are zero until set_weight(); LoRA's A is drawn. Throws Error(kConfig) for options that do not go together.
   LlmImpl(LlmConfig config, LlmOptions options);
   /// ids int64 [T] -> float32-or-bf16 rows [T, H] of embed_tokens.
   [[nodiscard]] Tensor embed(const Tensor& ids_T) const;
   /// Runs all layers and the final norm. positions int64 [T] (RoPE); rows attend as `blocks` says: blocks cover all rows, and
-  /// a block's prefix rows must lie before it. -> [T, H]
+  /// a block's prefix rows must lie before it. -> float32 [T, H]
   [[nodiscard]] Tensor forward(const Tensor& x_TH, const Tensor& positions_T, const std::vector<AttentionBlock>& blocks);
   /// Language-model head on selected rows, float32. [N, H] -> [N, vocab]
   [[nodiscard]] Tensor logits(const Tensor& states_NH);
+  /// Rows [T, H] behind `cache`, which they extend; one causal sequence, no gradient. -> [T, H] after the final norm.
+  [[nodiscard]] Tensor forward_cached(const Tensor& x_TH, const Tensor& positions_T, KeyValueCache& cache);
+  /// The head [vocab, H] as it is stored: compute type, or the float32 master when trainable.
+  [[nodiscard]] const Tensor& head_weight() const;
+
+  /// Float32 parameters that are trained, in an order that is the same everywhere: "lora.<layer>.<target>.A|B", or Hugging Face
+  /// names when the whole model is trainable. Empty for a frozen model.
+  [[nodiscard]] std::vector<std::pair<std::string, Tensor>> trainable_parameters() const;
+  /// A plain model's tensors by Hugging Face name with LoRA merged in: float32, new storage.
+  [[nodiscard]] std::map<std::string, Tensor> merge_lora() const;
+  /// Copies one tensor of the architecture in, from any floating type; name and shape as weight_shapes() says, else Error(kInternal).
+  void set_weight(const std::string& name, const Tensor& value);
+
   [[nodiscard]] const LlmConfig& config() const { return config_; }
   [[nodiscard]] const LlmOptions& options() const { return options_; }
 
  private:
+  /// Layers and final norm; `attend(layer, q, k, v)` -> [T, N, D].
+  template <typename Attend>
+  Tensor run_layers(const Tensor& x_TH, const Tensor& positions_T, Attend&& attend);
+
   LlmConfig config_;
   LlmOptions options_;
   struct Modules;

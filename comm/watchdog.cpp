@@ -1,0 +1,213 @@
+#include "comm/watchdog.h"
+
+#include <unistd.h>
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+
+#include <fmt/format.h>
+#include <fmt/ranges.h>
+
+#include "core/error.h"
+
+namespace uqa::comm {
+
+namespace {
+
+template <std::size_t N>
+void put_text(std::array<char, N>& field, const std::string& text) {
+  field.fill('\0');
+  std::copy_n(text.begin(), std::min(text.size(), N - 1), field.begin());
+}
+
+std::string describe_last(const HeartbeatRecord& record) {
+  const HeartbeatEntry& last = record.entries[record.last_entry % HeartbeatRecord::kMaxGroups];
+  if (last.sequence == 0) return "has not entered any collective";
+  return fmt::format("last {} {} on axis '{}', sequence {}", last.inside != 0 ? "entered" : "left", last.op.data(),
+                     last.axis.data(), last.sequence);
+}
+
+}  // namespace
+
+Watchdog::Watchdog(int rank, int world_size, OnTimeout on_timeout)
+    : rank_(rank),
+      on_timeout_(std::move(on_timeout)),
+      heartbeats_(rank, world_size),
+      groups_(HeartbeatRecord::kMaxGroups) {}
+
+Watchdog::~Watchdog() {
+  {
+    const std::lock_guard lock(mutex_);
+    stopping_ = true;
+  }
+  stop_or_change_.notify_all();
+  if (thread_.joinable()) thread_.join();
+}
+
+void Watchdog::watch(double timeout_s) {
+  UQA_CHECK(std::isfinite(timeout_s) && timeout_s > 0, ErrorCode::kConfig,
+            "comm.timeout_s = {}, must be > 0 seconds; change it", timeout_s);
+  {
+    const std::lock_guard lock(mutex_);
+    timeout_s_ = timeout_s;
+  }
+  stop_or_change_.notify_all();
+  if (!thread_.joinable()) thread_ = std::thread([this] { run(); });
+}
+
+void Watchdog::create_heartbeat(const std::filesystem::path& directory) {
+  const std::lock_guard lock(mutex_);
+  heartbeats_.create(directory);
+}
+
+void Watchdog::meet_peers(PeerFiles files) {
+  const std::lock_guard lock(mutex_);
+  heartbeats_.meet(files);
+}
+
+void Watchdog::remove_heartbeat() noexcept {
+  const std::lock_guard lock(mutex_);
+  heartbeats_.remove();
+}
+
+int Watchdog::add_group(std::uint64_t id, const std::string& axis, std::span<const int> world_ranks) {
+  const std::lock_guard lock(mutex_);
+  auto& entries = heartbeats_.own().entries;
+  const auto free =
+      std::find_if(entries.begin(), entries.end(), [](const HeartbeatEntry& entry) { return entry.group_id == 0; });
+  UQA_CHECK(free != entries.end(), ErrorCode::kInternal,
+            "communicators alive = {}, at most that many can be watched; split fewer", entries.size());
+  *free = {};
+  free->group_id = id;
+  put_text(free->axis, axis);
+  const auto entry = static_cast<int>(free - entries.begin());
+  groups_[static_cast<std::size_t>(entry)] = {axis, {world_ranks.begin(), world_ranks.end()}};
+  return entry;
+}
+
+void Watchdog::remove_group(int entry) noexcept {
+  const std::lock_guard lock(mutex_);
+  heartbeats_.own().entries[static_cast<std::size_t>(entry)] = {};
+}
+
+std::uint64_t Watchdog::issue(int entry, const char* op) {
+  const std::lock_guard lock(mutex_);
+  HeartbeatRecord& record = heartbeats_.own();
+  HeartbeatEntry& mine = record.entries[static_cast<std::size_t>(entry)];
+  put_text(mine.op, op);
+  record.last_entry = static_cast<std::uint64_t>(entry);
+  return ++mine.sequence;
+}
+
+void Watchdog::enter(int entry, const char* op, std::uint64_t sequence) {
+  const std::lock_guard lock(mutex_);
+  HeartbeatRecord& record = heartbeats_.own();
+  record.entries[static_cast<std::size_t>(entry)].inside = 1;
+  record.last_entry = static_cast<std::uint64_t>(entry);
+  entry_ = entry;
+  op_ = op;
+  sequence_ = sequence;
+  entered_ = Clock::now();
+}
+
+void Watchdog::leave() noexcept {
+  const std::lock_guard lock(mutex_);
+  if (entry_ < 0) return;
+  heartbeats_.own().entries[static_cast<std::size_t>(entry_)].inside = 0;
+  entry_ = -1;
+}
+
+void Watchdog::run() {
+  std::unique_lock lock(mutex_);
+  while (!stopping_) {
+    // Looking ten times in a time-out is late by a tenth at most.
+    stop_or_change_.wait_for(lock, std::chrono::duration<double>(std::clamp(timeout_s_ / 10, 0.01, 1.0)));
+    if (stopping_ || entry_ < 0) continue;
+    if (std::chrono::duration<double>(Clock::now() - entered_).count() <= timeout_s_) continue;
+    const std::string line = describe();
+    const bool first = heartbeats_.claim_report();
+    entry_ = -1;  // once per collective
+    lock.unlock();
+    on_timeout_(line, first);
+    lock.lock();
+  }
+}
+
+std::string Watchdog::describe() const {
+  const Group& group = groups_[static_cast<std::size_t>(entry_)];
+  const std::uint64_t id = heartbeats_.own().entries[static_cast<std::size_t>(entry_)].group_id;
+  std::vector<std::string> missing;
+  std::vector<int> unknown;
+  for (const int peer : group.world_ranks) {
+    if (peer == rank_) continue;
+    const auto record = heartbeats_.read(peer);
+    if (!record) {
+      unknown.push_back(peer);
+      continue;
+    }
+    const auto entry = std::find_if(record->entries.begin(), record->entries.end(),
+                                    [&](const HeartbeatEntry& e) { return e.group_id == id; });
+    if (entry == record->entries.end() || entry->sequence < sequence_)
+      missing.push_back(fmt::format("{} ({})", peer, describe_last(*record)));
+  }
+  std::string who;
+  if (!missing.empty()) who = fmt::format("missing ranks: {}", fmt::join(missing, ", "));
+  if (!unknown.empty()) {
+    who += fmt::format("{}ranks whose heartbeat cannot be read from here: {}", who.empty() ? "" : "; ",
+                       fmt::join(unknown, ", "));
+  }
+  if (who.empty()) who = "no rank is missing, so the transport or a process has stopped";
+  return fmt::format(
+      "uqa: rank {}: {} on axis '{}', sequence {}, has waited {:.1f} s, allowed is comm.timeout_s = {}; {}; see what "
+      "they do, or raise "
+      "comm.timeout_s",
+      rank_, op_, group.axis, sequence_, std::chrono::duration<double>(Clock::now() - entered_).count(), timeout_s_,
+      who);
+}
+
+void Watchdog::end_process(const std::string& line, bool first) {
+  if (first) {
+    const std::string text = line + "\n";
+    for (std::size_t done = 0; done < text.size();) {
+      const auto written = ::write(STDERR_FILENO, text.data() + done, text.size() - done);
+      if (written <= 0) break;
+      done += static_cast<std::size_t>(written);
+    }
+  } else {
+    // The rank that reports gets its line out before the launcher sees a rank leave.
+    std::this_thread::sleep_for(std::chrono::seconds(2));
+  }
+  ::_exit(static_cast<int>(ErrorCode::kComm));
+}
+
+WatchedGroup::WatchedGroup(std::shared_ptr<Watchdog> watchdog, std::uint64_t id, const std::string& axis,
+                           std::span<const int> world_ranks)
+    : watchdog_(std::move(watchdog)), entry_(watchdog_->add_group(id, axis, world_ranks)) {}
+
+WatchedGroup::~WatchedGroup() {
+  if (watchdog_) watchdog_->remove_group(entry_);
+}
+
+WatchedGroup::WatchedGroup(WatchedGroup&& other) noexcept
+    : watchdog_(std::move(other.watchdog_)), entry_(other.entry_), issued_(other.issued_) {}
+
+WatchedGroup& WatchedGroup::operator=(WatchedGroup&& other) noexcept {
+  std::swap(watchdog_, other.watchdog_);
+  std::swap(entry_, other.entry_);
+  std::swap(issued_, other.issued_);
+  return *this;
+}
+
+std::uint64_t WatchedGroup::issue(const char* op) { return watchdog_ ? watchdog_->issue(entry_, op) : ++issued_; }
+
+WatchedGroup::Scope::Scope(WatchedGroup& group, const char* op, std::uint64_t sequence)
+    : watchdog_(group.watchdog_.get()) {
+  if (watchdog_ != nullptr) watchdog_->enter(group.entry_, op, sequence);
+}
+
+WatchedGroup::Scope::~Scope() {
+  if (watchdog_ != nullptr) watchdog_->leave();
+}
+
+}  // namespace uqa::comm

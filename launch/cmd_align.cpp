@@ -1,0 +1,63 @@
+#include <cstdio>
+
+#include "comm/communicator.h"
+#include "launch/bind.h"
+#include "launch/command.h"
+#include "launch/stage.h"
+#include "trainer/align.h"
+
+namespace uqa::launch {
+namespace {
+
+class AlignCommand final : public Command {
+ public:
+  AlignCommand() {
+    options_.add("data", &config_.data, "imported data set (directory of uqa import)", OptionSet::kRequired);
+    options_.add("questions", &config_.questions, "question set (directory of uqa questions)", OptionSet::kRequired);
+    options_.add("encoder-run", &config_.encoder_run, "run directory of uqa pretrain", OptionSet::kRequired);
+    options_.add("llm", &config_.llm, "Hugging Face directory: config.json, safetensors, tokenizer.json", OptionSet::kRequired);
+    options_.add("run", &run_, "run directory to make, or to resume", OptionSet::kRequired);
+    options_.add("prompt", &config_.prompt, "soft, or none: the baseline tuned with equal budget that sees no user");
+    options_.add("answer", &config_.answer, "what is learned: the option's letter, its words (text), or both");
+    options_.add("objective", &config_.objective, "choice: softmax over the four options' scores; lm: cross-entropy of the gold answer");
+    options_.add("choice_scale", &config_.choice_scale, "factor of the scores in that softmax (> 0)");
+    options_.add("freeze", &config_.freeze, "what is not trained: subset of encoder,adapter,llm; LoRA is set by lora.rank");
+    options_.add("max_questions", &config_.max_questions, "training questions used; 0: all");
+    options_.add("validation_fraction", &config_.validation_fraction, "share of the training users held out for validation, in [0, 1)");
+    options_.add("validation_questions", &config_.validation_questions, "most questions of one validation");
+    options_.add("micro_rows", &config_.micro_rows, "most LLM rows of one forward pass on one rank: bounds memory (> 0)");
+    options_.add("lora.rank", &config_.lora.rank, "width of the low-rank updates of the LLM; 0: none");
+    options_.add("lora.alpha", &config_.lora.alpha, "the update is scaled by alpha / rank; 0: alpha = 2 * rank");
+    options_.add("prompt.place", &config_.prompt_format.place, "soft token before the whole chat (before), or first in the user turn (user)");
+    options_.add("prompt.system", &config_.prompt_format.system, "system text; default: the chat template's own");
+    options_.add("prompt.end_token", &config_.prompt_format.end_token, "score an option's words with the end-of-turn token");
+    bind(options_, config_.loop);
+    bind(options_, call_);
+  }
+
+  OptionSet& options() override { return options_; }
+  [[nodiscard]] Ranks ranks() const override { return Ranks::kMany; }
+  [[nodiscard]] bool saves_on_signal() const override { return true; }
+
+  void run(comm::Session* session) override {
+    apply(call_);
+    comm::run_agreed(session->world(), [&] { config_.validate(); });
+    auto stage = open_stage(*session, {.stage = "align", .run = run_, .loop = config_.loop, .call = call_, .ini = options_.to_ini()});
+    const Json result = trainer::run_align(config_, stage.mesh, stage.run);
+    if (session->world().rank() == 0) std::printf("%s\n", result.dump(2).c_str());
+  }
+
+ private:
+  trainer::AlignConfig config_;
+  std::string run_;
+  CallSettings call_;
+  OptionSet options_{"align", "trains the adapter (and LoRA) that shows users to an LLM as one soft token",
+                     "mpirun -np 2 uqa align --data data/ml-100k --questions questions --encoder-run runs/trm --llm smollm2-135m-instruct "
+                     "--run runs/align --lora.rank=16 --train.dtype=bf16"};
+};
+
+}  // namespace
+
+std::unique_ptr<Command> make_align_command() { return std::make_unique<AlignCommand>(); }
+
+}  // namespace uqa::launch

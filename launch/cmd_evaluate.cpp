@@ -1,0 +1,58 @@
+#include <cstdio>
+
+#include "comm/communicator.h"
+#include "launch/bind.h"
+#include "launch/command.h"
+#include "launch/stage.h"
+#include "trainer/evaluate.h"
+
+namespace uqa::launch {
+namespace {
+
+class EvaluateCommand final : public Command {
+ public:
+  EvaluateCommand() {
+    options_.add("run", &config_.run, "run directory of uqa align", OptionSet::kRequired);
+    options_.add("data", &config_.data, "imported data set (directory of uqa import)", OptionSet::kRequired);
+    options_.add("questions", &config_.questions, "question set; empty: the one that the run was aligned with");
+    options_.add("split", &config_.split, "test or train questions");
+    options_.add("prompt", &config_.prompt, "soft, none, text (titles), shuffled (another user's token) or zero");
+    options_.add("output", &config_.output, "where to write; empty: RUN/eval/PROMPT-DIGEST");
+    options_.add("dtype", &config_.dtype, "GEMM type of the LLM, float32 or bf16; empty: as it was trained");
+    options_.add("batch_rows", &config_.batch_rows, "most LLM rows of one forward pass (> 0)");
+    options_.add("shuffle_seed", &config_.shuffle_seed, "which permutation of users 'shuffled' takes");
+    options_.add("text_items", &config_.text_items, "most titles of a 'text' prompt, newest first (> 0)");
+    options_.add("max_questions", &config_.max_questions, "a fixed random subset of so many; 0: all");
+    options_.add("num_threads", &config_.num_threads, "threads of one rank; 0: cores of the host / ranks on it");
+    bind(options_, call_);
+  }
+
+  OptionSet& options() override { return options_; }
+  [[nodiscard]] Ranks ranks() const override { return Ranks::kMany; }
+  [[nodiscard]] bool saves_on_signal() const override { return true; }
+
+  void run(comm::Session* session) override {
+    apply(call_);
+    config_.overwrite = call_.overwrite;
+    comm::run_agreed(session->world(), [&] { config_.validate(); });
+    session->configure_watchdog({.timeout_s = call_.timeout_s});
+    set_num_threads(config_.num_threads, ranks_on_host());
+    const auto result = trainer::run_evaluate(config_, session->world());
+    if (session->world().rank() != 0) return;
+    for (const auto rule : trainer::kRules) {
+      if (result.rules.contains(rule)) std::printf("\n%s", trainer::render_table({{result.prompt, result}}, rule).c_str());
+    }
+  }
+
+ private:
+  trainer::EvaluateConfig config_;
+  CallSettings call_;
+  OptionSet options_{"evaluate", "answers questions with a soft prompt or a baseline and scores them by three rules",
+                     "mpirun -np 2 uqa evaluate --run runs/align --data data/ml-100k --prompt soft"};
+};
+
+}  // namespace
+
+std::unique_ptr<Command> make_evaluate_command() { return std::make_unique<EvaluateCommand>(); }
+
+}  // namespace uqa::launch

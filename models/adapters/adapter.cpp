@@ -1,0 +1,76 @@
+#include "models/adapters/adapter.h"
+
+#include "core/error.h"
+#include "models/init.h"
+#include "models/layers/no_autocast.h"
+
+#include <ATen/Parallel.h>
+
+// T packed rows of B sequences, H width.
+
+namespace uqa::models {
+namespace {
+
+struct Starts : torch::CustomClassHolder {
+  std::vector<std::int64_t> cu_seqlens;
+  [[nodiscard]] std::int64_t size() const { return static_cast<std::int64_t>(cu_seqlens.size()) - 1; }
+};
+
+/// Mean of every sequence's rows.
+struct SequenceMean : torch::autograd::Function<SequenceMean> {
+  static Tensor forward(torch::autograd::AutogradContext* ctx, const Tensor& x, const c10::intrusive_ptr<Starts>& starts) {
+    const NoAutocast no_autocast;
+    const auto x_TH = x.to(at::kFloat).contiguous();
+    const auto width = x_TH.size(1);
+    auto mean_BH = at::zeros({starts->size(), width}, x_TH.options());
+    const auto* in = x_TH.const_data_ptr<float>();
+    auto* out = mean_BH.mutable_data_ptr<float>();
+    at::parallel_for(0, starts->size(), 1, [&](std::int64_t first, std::int64_t last) {
+      for (std::int64_t b = first; b < last; ++b) {
+        const auto begin = starts->cu_seqlens[static_cast<std::size_t>(b)], end = starts->cu_seqlens[static_cast<std::size_t>(b) + 1];
+        float* mean = out + b * width;
+        for (auto t = begin; t < end; ++t) {
+          for (std::int64_t j = 0; j < width; ++j) mean[j] += in[t * width + j];
+        }
+        for (std::int64_t j = 0; j < width; ++j) mean[j] /= static_cast<float>(end - begin);
+      }
+    });
+    ctx->saved_data["starts"] = c10::IValue::make_capsule(starts);
+    ctx->saved_data["type"] = static_cast<std::int64_t>(x.scalar_type());
+    return mean_BH;
+  }
+  static torch::autograd::variable_list backward(torch::autograd::AutogradContext* ctx, const torch::autograd::variable_list& grad) {
+    const NoAutocast no_autocast;
+    const auto starts = c10::static_intrusive_pointer_cast<Starts>(ctx->saved_data["starts"].toCapsule());
+    auto lengths_B = at::empty({starts->size()}, at::kLong);
+    auto* lengths = lengths_B.mutable_data_ptr<std::int64_t>();
+    for (std::int64_t b = 0; b < starts->size(); ++b) {
+      lengths[b] = starts->cu_seqlens[static_cast<std::size_t>(b) + 1] - starts->cu_seqlens[static_cast<std::size_t>(b)];
+    }
+    const auto share_BH = grad[0] / lengths_B.unsqueeze(1);
+    return {share_BH.repeat_interleave(lengths_B, 0).to(static_cast<at::ScalarType>(ctx->saved_data["type"].toInt())), {}};
+  }
+};
+
+}  // namespace
+
+LinearMeanAdapterImpl::LinearMeanAdapterImpl(std::int64_t encoder_hidden, std::int64_t llm_hidden)
+    : up_proj_(register_module("up_proj", torch::nn::Linear(encoder_hidden, llm_hidden))) {}
+
+void LinearMeanAdapterImpl::init_weights(std::uint64_t seed) {
+  const at::NoGradGuard no_grad;
+  init_linear_default_(up_proj_->weight, up_proj_->bias, seed, "adapter.up_proj");
+}
+
+Tensor LinearMeanAdapterImpl::forward(const Tensor& states_TH, const PackedLayout& layout) {
+  UQA_CHECK(states_TH.dim() == 2 && states_TH.size(0) == layout.num_rows(), ErrorCode::kInternal, "adapter: {} encoder states for a layout of {} rows",
+            states_TH.size(0), layout.num_rows());
+  auto starts = c10::make_intrusive<Starts>();
+  starts->cu_seqlens = layout.cu_seqlens;
+  for (std::size_t b = 0; b + 1 < layout.cu_seqlens.size(); ++b) {
+    UQA_CHECK(layout.cu_seqlens[b] < layout.cu_seqlens[b + 1], ErrorCode::kData, "adapter: sequence {} is empty, at least one interaction is required", b);
+  }
+  return up_proj_->forward(SequenceMean::apply(states_TH, starts)).to(at::kFloat).unsqueeze(1);
+}
+
+}  // namespace uqa::models

@@ -1,0 +1,42 @@
+// models/cost.h - how many parameters a user encoder has and how many floating-point operations it takes, by closed formulas.
+//
+//   const double step_flops = 3 * forward_flops(config, num_interactions, mean_length, num_labels).total();
+#pragma once
+
+#include <cstdint>
+
+#include "models/user_model.h"
+
+namespace uqa::models {
+
+/// Parameters by group; the item table counts once (it is tied to the output head).
+struct ParameterCounts {
+  std::int64_t tables = 0;       ///< embedding tables
+  std::int64_t projections = 0;  ///< proj1 and proj2 with biases
+  std::int64_t backbone = 0;     ///< the encoder, learned positions and norms included
+  [[nodiscard]] std::int64_t total() const { return tables + projections + backbone; }
+};
+[[nodiscard]] ParameterCounts count_parameters(const UserModelConfig& config);
+/// Linear + mean-pool adapter.
+[[nodiscard]] std::int64_t count_adapter_parameters(std::int64_t encoder_hidden, std::int64_t llm_hidden);
+
+/// Stored beside every FLOP figure.
+inline constexpr const char* kFlopsConvention =
+    "2 per multiply-add of matrix products only; causal attention counts visible keys, (length + 1) / 2 on average; item softmax at labelled "
+    "positions; training = 3 x forward, recomputation not counted";
+
+/// Forward operations by module.
+struct FlopCounts {
+  double projections = 0;   ///< proj1, proj2
+  double backbone = 0;      ///< linear layers of the encoder
+  double attention = 0;     ///< q k^T and p v
+  double item_softmax = 0;  ///< hiddens x item table
+  [[nodiscard]] double without_softmax() const { return projections + backbone + attention; }
+  [[nodiscard]] double total() const { return without_softmax() + item_softmax; }
+};
+/// Forward pass over `num_interactions` packed rows of sequences of `mean_length`, scoring `num_labels` of them.
+[[nodiscard]] FlopCounts forward_flops(const UserModelConfig& config, double num_interactions, double mean_length, double num_labels);
+/// The same with a label at every interaction.
+[[nodiscard]] FlopCounts forward_flops(const UserModelConfig& config, double num_interactions, double mean_length);
+
+}  // namespace uqa::models

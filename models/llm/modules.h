@@ -1,0 +1,30 @@
+// models/llm/modules.h - what a decoder holds; private to models/llm.
+#pragma once
+
+#include <map>
+#include <string>
+#include <vector>
+
+#include "models/llm/lora.h"
+
+namespace uqa::models {
+
+/// Keys and values of the rows seen so far, per layer: [rows, K, D].
+struct KeyValueCache {
+  std::vector<Tensor> k_TKD, v_TKD;
+};
+
+struct LlmImpl::Modules {
+  struct Layer {
+    Tensor input_norm_H, attention_norm_H;  ///< float32
+    Tensor qkv_bias_C;                      ///< float32, undefined without bias
+    llm::FusedLinear qkv, out, gate_up, down;
+  };
+  std::vector<Layer> layers;
+  Tensor embedding_VH;   ///< compute type, or a float32 master when trainable
+  Tensor head_VH;        ///< the same tensor when tied
+  Tensor final_norm_H;   ///< float32
+  std::vector<std::pair<std::string, Tensor>> trainable;  ///< fixed order, the same on all ranks
+};
+
+}  // namespace uqa::models

@@ -1,0 +1,147 @@
+#include "models/user_model.h"
+
+#include <algorithm>
+#include <set>
+
+#include "core/error.h"
+#include "models/encoders/sasrec.h"
+#include "models/encoders/trm_plus.h"
+#include "models/init.h"
+#include "models/layers/dropout.h"
+#include "models/layers/feature_bags.h"
+#include "models/layers/linear.h"
+
+namespace uqa::models {
+namespace {
+
+constexpr const char* kKnownEncoders = "sasrec or trm_plus";
+
+void require_positive(const char* field, std::int64_t value) {
+  UQA_CHECK(value > 0, ErrorCode::kConfig, "model.{} = {}, must be > 0", field, value);
+}
+void require_positive(const char* field, double value) {
+  UQA_CHECK(value > 0, ErrorCode::kConfig, "model.{} = {}, must be > 0", field, value);  // false for NaN, too
+}
+void require_rate(const char* field, double value) {
+  UQA_CHECK(value >= 0 && value <= kMostDropped, ErrorCode::kConfig, "model.{} = {}, must be in [0, {}]", field, value, kMostDropped);
+}
+
+/// Only there to give parameters the reference's names.
+struct Names : torch::nn::Module {};
+
+}  // namespace
+
+void UserModelConfig::validate() const {
+  UQA_CHECK(encoder == "sasrec" || encoder == "trm_plus", ErrorCode::kConfig, "encoder = {}, must be {}", encoder, kKnownEncoders);
+  require_positive("hidden", hidden);
+  require_positive("num_layers", num_layers);
+  require_positive("num_heads", num_heads);
+  UQA_CHECK(hidden % num_heads == 0, ErrorCode::kConfig, "model.hidden = {}, must be divisible by model.num_heads = {}; change one of them", hidden,
+            num_heads);
+  UQA_CHECK(encoder != "trm_plus" || hidden / num_heads % 2 == 0, ErrorCode::kConfig,
+            "model.hidden / model.num_heads = {}, must be even for the rotary positions of trm_plus; change one of them", hidden / num_heads);
+  UQA_CHECK(inner >= 0, ErrorCode::kConfig, "model.inner = {}, must be >= 0", inner);
+  require_positive("ffn_multiple_of", ffn_multiple_of);
+  require_positive("max_len", max_len);
+  require_positive("norm_eps", norm_eps);
+  require_positive("rope_base", rope_base);
+  require_rate("dropout", dropout);
+  require_rate("attention_dropout", attention_dropout);
+  UQA_CHECK(!features.empty(), ErrorCode::kConfig, "model.features is empty, at least the item feature is required");
+  std::set<std::string> names;
+  for (const auto& t : tables) {
+    UQA_CHECK(!t.name.empty() && t.name.find('.') == std::string::npos, ErrorCode::kConfig,
+              "table name = '{}', must not be empty nor hold a dot; rename it in the schema", t.name);
+    UQA_CHECK(names.insert(t.name).second, ErrorCode::kConfig, "table {} is given twice; table names must differ", t.name);
+    UQA_CHECK(t.rows > 0, ErrorCode::kConfig, "table {}: rows = {}, must be > 0", t.name, t.rows);
+    UQA_CHECK(t.dim > 0, ErrorCode::kConfig, "table {}: dim = {}, must be > 0", t.name, t.dim);
+    UQA_CHECK(std::ranges::any_of(features, [&](const auto& f) { return f.table == t.name; }), ErrorCode::kConfig,
+              "table {} is used by no feature; remove it", t.name);
+  }
+  for (const auto& feature : features) static_cast<void>(table(feature.table));
+}
+
+const TableConfig& UserModelConfig::table(const std::string& table_name) const {
+  const auto found = std::ranges::find_if(tables, [&](const auto& t) { return t.name == table_name; });
+  UQA_CHECK(found != tables.end(), ErrorCode::kConfig, "table {} is named by a feature, but is not among the model's {} tables", table_name,
+            tables.size());
+  return *found;
+}
+
+std::int64_t UserModelConfig::feature_width() const {
+  std::int64_t width = 0;
+  for (const auto& feature : features) width += table(feature.table).dim;
+  return width;
+}
+
+std::int64_t UserModelConfig::item_dim() const { return table(features.front().table).dim; }
+
+std::int64_t UserModelConfig::resolved_inner() const {
+  if (inner > 0) return inner;
+  if (encoder == "sasrec") return 4 * hidden;
+  const auto width = 8 * hidden / 3;
+  return (width + ffn_multiple_of - 1) / ffn_multiple_of * ffn_multiple_of;
+}
+
+std::shared_ptr<EncoderImpl> make_encoder(const UserModelConfig& config) {
+  if (config.encoder == "sasrec") return std::make_shared<SasrecImpl>(config);
+  if (config.encoder == "trm_plus") return std::make_shared<TrmPlusImpl>(config);
+  UQA_FAIL(ErrorCode::kConfig, "encoder = {}, must be {}", config.encoder, kKnownEncoders);
+}
+
+struct UserModelImpl::Modules {
+  std::vector<Tensor> tables;                  ///< config.tables order
+  std::vector<std::size_t> table_of_feature;   ///< index into tables
+  Linear proj1{nullptr}, proj2{nullptr};
+  std::shared_ptr<EncoderImpl> backbone;
+};
+
+UserModelImpl::UserModelImpl(UserModelConfig config) : config_(std::move(config)), modules_(std::make_shared<Modules>()) {
+  config_.validate();
+  const auto ebc = register_module("ebc", std::make_shared<Names>());
+  const auto bags = ebc->register_module("bags", std::make_shared<Names>());
+  for (const auto& table : config_.tables) {
+    const auto bag = bags->register_module(table.name, std::make_shared<Names>());
+    modules_->tables.push_back(bag->register_parameter("weight", at::zeros({table.rows, table.dim})));
+  }
+  for (const auto& feature : config_.features) {
+    const auto found = std::ranges::find_if(config_.tables, [&](const auto& table) { return table.name == feature.table; });
+    modules_->table_of_feature.push_back(static_cast<std::size_t>(found - config_.tables.begin()));
+  }
+  modules_->proj1 = register_module("proj1", Linear(config_.feature_width(), config_.hidden, Bias::kYes));
+  modules_->backbone = register_module("backbone", make_encoder(config_));
+  modules_->proj2 = register_module("proj2", Linear(config_.hidden, config_.item_dim(), Bias::kYes));
+}
+
+void UserModelImpl::init_weights(std::uint64_t seed) {
+  constexpr double kTableStd = 0.02;
+  const at::NoGradGuard no_grad;
+  for (std::size_t i = 0; i < modules_->tables.size(); ++i) {
+    init_truncated_normal_(modules_->tables[i], seed, "ebc.bags." + config_.tables[i].name + ".weight", kTableStd);
+  }
+  init_linear_default_(modules_->proj1->weight, modules_->proj1->bias, seed, "proj1");
+  init_linear_default_(modules_->proj2->weight, modules_->proj2->bias, seed, "proj2");
+  modules_->backbone->init_weights(seed, "backbone.");
+}
+
+Tensor UserModelImpl::embed(const UserBatch& batch) const {
+  return feature_bags(modules_->tables, modules_->table_of_feature, batch.features, batch.layout.num_rows());
+}
+
+Tensor UserModelImpl::forward(const UserBatch& batch, const DropoutContext& context) {
+  const auto& starts = batch.layout.cu_seqlens;
+  for (std::size_t b = 0; b + 1 < starts.size(); ++b) {
+    UQA_CHECK(starts[b + 1] - starts[b] <= config_.max_len, ErrorCode::kData,
+              "history of {} interactions in the batch, at most model.max_len = {} fit; shorten it or raise max_len", starts[b + 1] - starts[b],
+              config_.max_len);
+  }
+  // Under bf16 autocast the projection's output is bfloat16; the residual stream stays float32.
+  const auto x_TH = modules_->proj1->forward(embed(batch)).to(at::kFloat);
+  return modules_->backbone->forward(x_TH, batch.layout, context);
+}
+
+Tensor UserModelImpl::item_hiddens(const Tensor& states_TH) { return modules_->proj2->forward(states_TH).to(at::kFloat); }
+
+Tensor UserModelImpl::item_table() const { return modules_->tables[modules_->table_of_feature.front()]; }
+
+}  // namespace uqa::models

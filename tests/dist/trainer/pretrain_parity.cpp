@@ -1,0 +1,185 @@
+// The same pre-training on the ranks of this run and on one rank: every rank also trains alone and compares.
+#include <gtest/gtest.h>
+
+#include "models/tensor_io.h"
+#include "tests/dist/dist_world.h"
+#include "tests/unit/trainer/tiny_data.h"
+#include "trainer/checkpoint.h"
+#include "trainer/pretrain.h"
+
+namespace uqa::trainer {
+namespace {
+
+using testing::dist_world;
+
+/// A directory that all ranks see; the name differs between rank counts, which ctest may run at the same time.
+class SharedDirectory {
+ public:
+  explicit SharedDirectory(const std::string& name) : path_(fs::temp_directory_path() / fmt::format("uqa_dist_{}_np{}", name, dist_world().size())) {
+    comm::run_agreed(dist_world(), [&] {
+      if (dist_world().rank() != 0) return;
+      fs::remove_all(path_);
+      fs::create_directories(path_);
+      static_cast<void>(test::write_tiny_data(path_));
+    });
+  }
+  ~SharedDirectory() {
+    comm::barrier(dist_world());  // others may still read
+    std::error_code ignored;
+    if (dist_world().rank() == 0) fs::remove_all(path_, ignored);
+  }
+  SharedDirectory(const SharedDirectory&) = delete;
+  SharedDirectory& operator=(const SharedDirectory&) = delete;
+  [[nodiscard]] const fs::path& path() const { return path_; }
+  [[nodiscard]] fs::path data() const { return path_ / "data"; }
+
+ private:
+  fs::path path_;
+};
+
+struct Trained {
+  std::map<std::string, Tensor> weights, gradients;  ///< at the end; gradients of the last step
+  TrainingResult result;
+};
+
+/// Trains on `world` in `path`.
+Trained train(const PretrainConfig& config, const comm::Communicator& world, const fs::path& path) {
+  PretrainTask task(config);
+  Trained trained;
+  const bool writer = world.rank() == 0;
+  std::optional<RunDirectory> run;
+  comm::run_agreed(world, [&] {
+    if (writer) run.emplace(path, "pretrain", "x", false, true);
+  });
+  if (!writer) run.emplace(path, "pretrain", "x", false, false);
+  trained.result = run_training(task, config.loop, comm::Mesh(world, 0, 1), *run);
+  for (const auto& p : task.parameters()) {
+    trained.weights[p.name] = p.tensor.detach().clone();
+    trained.gradients[p.name] = p.tensor.grad().clone();
+  }
+  return trained;
+}
+
+/// Largest error over largest magnitude, the worst of all tensors.
+double error_of(const std::map<std::string, Tensor>& ours, const std::map<std::string, Tensor>& reference) {
+  double worst = 0;
+  for (const auto& [name, want] : reference) {
+    const double magnitude = want.abs().max().item<double>(), error = (want - ours.at(name)).abs().max().item<double>();
+    worst = std::max(worst, magnitude > 0 ? error / magnitude : error);
+  }
+  return worst;
+}
+
+/// Without the biases of attention keys: softmax does not change when all scores of a row do, so their gradient is rounding noise alone, which
+/// AdamW divides by its own size. No output depends on them.
+std::map<std::string, Tensor> without_key_bias(std::map<std::string, Tensor> weights) {
+  for (auto& [name, tensor] : weights) {
+    if (!name.ends_with("in_proj_bias")) continue;
+    const auto parts = tensor.chunk(3);
+    tensor = at::cat({parts[0], parts[2]});
+  }
+  return weights;
+}
+
+struct Case {
+  std::string encoder;
+  std::int64_t global_users;  ///< 8: uneven; 2: fewer than three ranks
+  std::int64_t micro_users;
+};
+
+class PretrainParity : public ::testing::TestWithParam<Case> {
+ protected:
+  [[nodiscard]] PretrainConfig config_for(const SharedDirectory& dir) const {
+    auto config = test::tiny_config(dir.data(), GetParam().encoder);
+    config.loop.batch.global_users = GetParam().global_users;
+    config.loop.batch.micro_users = GetParam().micro_users;
+    config.loop.parallel.bucket_bytes = 4000;  // several buckets
+    config.loop.train.epochs = 20;
+    return config;
+  }
+  /// Every rank trains with the others and alone.
+  [[nodiscard]] std::pair<Trained, Trained> train_both(PretrainConfig config, const SharedDirectory& dir, const std::string& name) const {
+    auto together = train(config, dist_world(), dir.path() / (name + "_together"));
+    config.loop.batch.micro_users = 0;
+    auto alone = train(config, comm::Communicator(), dir.path() / fmt::format("{}_alone_{}", name, dist_world().rank()));
+    return {std::move(together), std::move(alone)};
+  }
+};
+
+TEST_P(PretrainParity, FirstStepGradientsAndTwentySgdStepsAreThoseOfOneRank) {
+  const SharedDirectory dir("parity_sgd");
+  auto config = config_for(dir);
+  config.loop.optim = {.peak_lr = 0.1, .kind = "sgd"};
+  config.loop.train.max_steps = 1;
+  const auto [one_step, one_step_alone] = train_both(config, dir, "first");
+  for (const auto& [name, gradient] : one_step_alone.gradients) EXPECT_GT(gradient.abs().max().item<double>(), 0) << name;
+  EXPECT_LE(error_of(one_step.gradients, one_step_alone.gradients), 1e-5);
+
+  config.loop.train.max_steps = 20;
+  const auto [steps, steps_alone] = train_both(config, dir, "sgd");
+  EXPECT_EQ(steps.result.steps, 20);
+  EXPECT_LE(error_of(steps.weights, steps_alone.weights), 1e-5);
+  EXPECT_NEAR(steps.result.last_loss_nats, steps_alone.result.last_loss_nats, 1e-5 * steps_alone.result.last_loss_nats);
+}
+
+TEST_P(PretrainParity, TwentyAdamWStepsAreThoseOfOneRank) {
+  const SharedDirectory dir("parity_adamw");
+  auto config = config_for(dir);
+  config.loop.optim.clip_norm = 1.0;
+  config.loop.train.max_steps = 20;
+  const auto [together, alone] = train_both(config, dir, "adamw");
+  EXPECT_LE(error_of(without_key_bias(together.weights), without_key_bias(alone.weights)), 1e-4);
+  EXPECT_NEAR(together.result.last_loss_nats, alone.result.last_loss_nats, 1e-4 * alone.result.last_loss_nats);
+  EXPECT_EQ(together.result.best_step, alone.result.best_step);
+  EXPECT_NEAR(together.result.best_metric.value_or(0), alone.result.best_metric.value_or(1), 1e-3);
+}
+
+INSTANTIATE_TEST_SUITE_P(Cases, PretrainParity,
+                         ::testing::Values(Case{"sasrec", 8, 3}, Case{"trm_plus", 8, 3}, Case{"sasrec", 2, 1}, Case{"trm_plus", 2, 0}),
+                         [](const auto& test) { return fmt::format("{}_{}_users_micro_{}", test.param.encoder, test.param.global_users, test.param.micro_users); });
+
+TEST(PretrainCheckpoint, OfThisRankCountGoesOnAlone) {
+  const SharedDirectory dir("parity_checkpoint");
+  auto config = test::tiny_config(dir.data(), "sasrec");
+  config.loop.train.max_steps = 10;
+  config.loop.checkpoint.every_steps = 5;
+  config.loop.checkpoint.keep = 10;
+  const auto whole = train(config, dist_world(), dir.path() / "whole");
+  // Each rank takes a copy of the run as it was at step 5 and ends it on its own.
+  const fs::path mine = dir.path() / fmt::format("mine_{}", dist_world().rank());
+  comm::barrier(dist_world());
+  fs::copy(dir.path() / "whole", mine, fs::copy_options::recursive);
+  ASSERT_TRUE(fs::exists(mine / "checkpoints" / "step-5" / "manifest.json"));
+  write_file_atomic(mine / "checkpoints" / "latest", "step-5\n");
+  const auto alone = train(config, comm::Communicator(), mine);
+  EXPECT_EQ(alone.result.steps, 10);
+  EXPECT_LE(error_of(without_key_bias(whole.weights), without_key_bias(alone.weights)), 1e-4);
+  comm::barrier(dist_world());
+}
+
+TEST(PretrainStage, WritesTheSameResultOnAnyRankCount) {
+  const SharedDirectory dir("parity_stage");
+  auto config = test::tiny_config(dir.data(), "trm_plus");
+  config.loop.train.max_steps = 6;
+  const auto stage = [&](const comm::Communicator& world, const fs::path& path) {
+    std::optional<RunDirectory> run;
+    comm::run_agreed(world, [&] {
+      if (world.rank() == 0) run.emplace(path, "pretrain", "x", false, true);
+    });
+    if (world.rank() != 0) run.emplace(path, "pretrain", "x", false, false);
+    return run_pretrain(config, comm::Mesh(world, 0, 1), *run);
+  };
+  const Json together = stage(dist_world(), dir.path() / "together");
+  const Json alone = stage(comm::Communicator(), dir.path() / fmt::format("alone_{}", dist_world().rank()));
+  EXPECT_EQ(together["test"]["users"], alone["test"]["users"]);
+  EXPECT_NEAR(together["test"]["NDCG@10"].get<double>(), alone["test"]["NDCG@10"].get<double>(), 1e-3);
+  comm::barrier(dist_world());
+  if (dist_world().rank() == 0) {
+    EXPECT_EQ(read_json(dir.path() / "together" / "result.json"), together);
+    EXPECT_EQ(RunDirectory::read_run_json(dir.path() / "together")["mesh"]["dp"], dist_world().size());
+  }
+  comm::barrier(dist_world());
+}
+
+}  // namespace
+}  // namespace uqa::trainer

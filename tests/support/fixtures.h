@@ -1,0 +1,16 @@
+// tests/support/fixtures.h - where the golden cases are: the environment variable UQA_FIXTURES, else the project's own copy.
+#pragma once
+
+#include <cstdlib>
+
+#include "core/file.h"
+
+namespace uqa::tests {
+
+/// The fixture directory; a test fails on what it does not find there.
+[[nodiscard]] inline fs::path fixtures() {
+  const char* const given = std::getenv("UQA_FIXTURES");
+  return given != nullptr && *given != '\0' ? fs::path(given) : fs::path(UQA_SOURCE_DIR) / "tests" / "fixtures";
+}
+
+}  // namespace uqa::tests

@@ -1,0 +1,139 @@
+#!/usr/bin/env bash
+# Bad input ends with exit code 2 or 3 and one clear line, on one rank and on two, without a hang or a half-written output.
+# Usage: bad_input.sh UQA SOURCE_DIR RANKS
+set -uo pipefail
+uqa=$1 source=$2 ranks=$3
+source "$source/scripts/mpi_env.sh"
+source "$source/tests/system/tiny_data.sh"
+work=$(mktemp -d)
+trap 'rm -rf "$work"' EXIT
+cd "$work" || exit 1
+failures=0 cases=0
+
+run() {
+  if [ "$ranks" = 1 ]; then timeout 120 "$uqa" "$@"; else timeout 120 mpirun -np "$ranks" "$uqa" "$@"; fi
+}
+
+# expect CODE PATTERN WORDS...: exit code, exactly one line of ours that matches, no stack trace.
+expect() {
+  local code=$1 pattern=$2
+  shift 2
+  cases=$((cases + 1))
+  run "$@" >out.txt 2>err.txt
+  local got=$? lines
+  lines=$(grep -c '^uqa: ' err.txt)
+  if [ "$got" != "$code" ] || [ "$lines" != 1 ] || ! grep '^uqa: ' err.txt | grep -qE -- "$pattern" || grep -qE 'terminate called|frame #|Backtrace' err.txt; then
+    failures=$((failures + 1))
+    echo "FAILED ($ranks ranks): uqa $*"
+    echo "  wanted exit $code and one line like: $pattern"
+    echo "  got exit $got and $lines line(s):"
+    sed 's/^/    /' err.txt | head -20
+  fi
+}
+
+absent() {
+  cases=$((cases + 1))
+  for path in "$@"; do
+    if [ -e "$path" ]; then
+      failures=$((failures + 1))
+      echo "FAILED ($ranks ranks): $path was left behind"
+    fi
+  done
+}
+
+# good WORDS...: must succeed (the cases below start from its result).
+good() {
+  cases=$((cases + 1))
+  if ! run "$@" >out.txt 2>err.txt; then
+    echo "FAILED ($ranks ranks): uqa $*"
+    sed 's/^/    /' err.txt | head -20
+    exit 1
+  fi
+}
+
+make_tiny_log log 60
+llm=$source/tests/fixtures/llm/qwen2-tiny
+schema=$source/recipes/ml-100k.schema.json
+import=(import --schema "$schema" --input log/tiny.inter log/tiny.item)
+
+# The command line.
+expect 2 "unknown command 'pretrian'.*did you mean 'pretrain'" pretrian
+expect 2 "unknown option '--schemo'.*did you mean '--schema'" import --schemo x
+expect 2 "optim.peak_lr = fast, must be a number" pretrain --data d --run r --optim.peak_lr fast
+expect 2 "--data is required" pretrain --run r
+expect 2 "parallel.tp" pretrain --data d --run r --parallel.tp=2
+expect 2 "dropout" pretrain --data d --run r --model.dropout=1.5
+
+# Import.
+sed 's/"movie_title"/"film_title"/' "$schema" > absent.json
+expect 3 "film_title" import --schema absent.json --input log/tiny.inter log/tiny.item --output out
+echo '{"name": "x", "layout": "evnts"}' > layout.json
+expect 2 "evnts|layout" import --schema layout.json --input log/tiny.inter --output out
+: > empty.inter
+expect 3 "empty.inter" import --schema "$schema" --input empty.inter log/tiny.item --output out
+expect 3 "none.inter" import --schema "$schema" --input none.inter log/tiny.item --output out
+arrow=$source/tests/fixtures/arrow/pretrain_data_train.arrow
+sed 's/: [0-9][0-9]*\(,\{0,1\}\)$/: 1\1/' "$source/recipes/uqabench.schema.json" > small_tables.json
+expect 3 "item_id|cate_id|bpe_tokens" import --schema small_tables.json --input "$arrow" --output out
+head -c 5000 "$arrow" > cut.arrow
+expect 3 "cut.arrow" import --schema "$source/recipes/uqabench.schema.json" --input cut.arrow --output out
+absent out out.tmp
+printf 'lonely\ti1\t5\n' > one.tail
+cat log/tiny.inter one.tail > lonely.inter
+good import --schema "$schema" --input lonely.inter log/tiny.item --output lonely
+grep -q '"dropped_users": 1' out.txt || { failures=$((failures + 1)); echo "FAILED: a user with one interaction is not reported"; cat out.txt; }
+good "${import[@]}" --output data
+expect 2 "data.*--overwrite" "${import[@]}" --output data
+good "${import[@]}" --output data --overwrite
+
+# A full disk: a limit on the size of files stands in for it. The earlier data set stays as it was.
+before=$(cat data/* 2>/dev/null | cksum)
+(trap '' XFSZ; ulimit -f 4; expect 3 "." "${import[@]}" --output data --overwrite; exit "$failures") || failures=$((failures + 1))
+after=$(cat data/* 2>/dev/null | cksum)
+[ "$before" = "$after" ] || { failures=$((failures + 1)); echo "FAILED: a full disk changed the earlier data set"; }
+
+# Shards.
+small=(--model.hidden=16 --model.item_dim=8 --model.feature_dim=4 --model.max_len=16 --train.epochs=1 --data.split=ratio:0.8)
+cp -r data cut
+shard=$(find cut -name '*.h5' | head -n 1)
+truncate -s -100 "$shard"
+expect 3 "$(basename "$shard")" pretrain --data cut --run run "${small[@]}"
+rm -r cut
+cp -r data flipped
+shard=$(find flipped -name '*.h5' | head -n 1)
+printf '\xff' | dd of="$shard" bs=1 seek=3000 conv=notrunc status=none
+expect 3 "$(basename "$shard")" pretrain --data flipped --run run "${small[@]}"
+expect 3 "nowhere" pretrain --data nowhere --run run "${small[@]}"
+
+# Run directories and checkpoints.
+mkdir busy
+echo mine > busy/notes.txt
+expect 2 "busy" pretrain --data data --run busy "${small[@]}"
+[ "$(cat busy/notes.txt)" = mine ] || { failures=$((failures + 1)); echo "FAILED: a refused run directory was changed"; }
+good pretrain --data data --run trm "${small[@]}"
+expect 2 "hidden" pretrain --data data --run trm "${small[@]}" --model.hidden=32
+good pretrain --data data --run other "${small[@]}" --model.hidden=32
+rm -rf other/checkpoints other/result.json other/model.safetensors
+cp -r trm/checkpoints other/checkpoints
+expect 3 "shape|\[" pretrain --data data --run other "${small[@]}" --model.hidden=32
+
+# Language model and tokenizer.
+if [ "$ranks" = 1 ]; then
+  good questions --data data --output questions --train 140 --test 56
+else
+  timeout 120 "$uqa" questions --data data --output questions --train 140 --test 56 >out.txt 2>err.txt || { cat err.txt; exit 1; }
+fi
+align=(align --data data --questions questions --encoder-run trm --train.epochs=1 --lora.rank=2)
+for file in model.safetensors tokenizer.json config.json; do
+  cp -r "$llm" "broken-$file"
+  chmod -R u+w "broken-$file"
+  truncate -s -200 "broken-$file/$file"
+  expect 3 "$file" "${align[@]}" --llm "broken-$file" --run align
+done
+expect 3 "nowhere" "${align[@]}" --llm nowhere --run align
+expect 2 "answer" "${align[@]}" --llm "$llm" --run align --answer word
+expect 2 "lora.rank" "${align[@]}" --llm "$llm" --run align --lora.rank=-1
+expect 3 "nowhere" evaluate --run nowhere --data data
+
+echo "$cases cases, $failures failed, $ranks rank(s)"
+[ "$failures" = 0 ]

@@ -1,0 +1,41 @@
+#!/usr/bin/env bash
+# The whole job in small, by the commands that the README shows: import, questions, pretrain, align, evaluate, compare.
+# Usage: pipeline.sh UQA SOURCE_DIR
+set -euo pipefail
+uqa=$1 source=$2
+source "$source/scripts/mpi_env.sh"
+source "$source/tests/system/tiny_data.sh"
+work=$(mktemp -d)
+trap 'rm -rf "$work"' EXIT
+cd "$work"
+fail() { echo "FAILED: $*"; exit 1; }
+llm=$source/tests/fixtures/llm/qwen2-tiny
+
+make_tiny_log log 80
+"$uqa" import --schema "$source/recipes/ml-100k.schema.json" --input log/tiny.inter log/tiny.item --output one >/dev/null
+mpirun -np 2 "$uqa" import --schema "$source/recipes/ml-100k.schema.json" --input log/tiny.inter log/tiny.item --output data >/dev/null
+digest() { grep -o '"digest": *"[^"]*"' "$1/manifest.json" | head -n 1; }
+[ "$(digest one)" = "$(digest data)" ] || fail "the data set depends on the number of ranks"
+"$uqa" inspect data | grep -q 80 || fail "inspect does not show the 80 users"
+
+"$uqa" questions --data data --output questions --train 280 --test 84 | tee questions.txt
+grep -q "prior-only" questions.txt || fail "questions does not print the prior-only answerer"
+
+small=(--model.hidden=16 --model.num_heads=2 --model.item_dim=16 --model.feature_dim=4 --model.max_len=32 --batch.global_users=16)
+split=files:questions/users_train.txt,questions/users_valid.txt
+mpirun -np 2 "$uqa" pretrain --data data --run trm "${small[@]}" --train.epochs=3 --data.split="$split" >/dev/null
+[ -s trm/model.safetensors ] && [ -s trm/metrics.jsonl ] && [ -s trm/config.ini ] && [ -s trm/run.json ] || fail "run directory is incomplete"
+"$uqa" pretrain --config trm/config.ini --run again >/dev/null
+[ -s again/model.safetensors ] || fail "config.ini does not run again"
+
+mpirun -np 2 "$uqa" align --data data --questions questions --encoder-run trm --llm "$llm" --run align --lora.rank=4 --train.epochs=1 >/dev/null
+for prompt in soft none zero shuffled text; do
+  mpirun -np 2 "$uqa" evaluate --run align --data data --prompt "$prompt" --output "eval-$prompt" >/dev/null
+done
+"$uqa" evaluate --run align --data data --prompt soft --output eval-soft-1 >/dev/null
+accuracies() { sed 's/"questions_per_s[^,]*,//' "$1/result.json" | grep -E '"(correct|n)"'; }
+[ "$(accuracies eval-soft)" = "$(accuracies eval-soft-1)" ] || fail "evaluation depends on the number of ranks"
+"$uqa" compare soft=eval-soft none=eval-none shuffled=eval-shuffled text=eval-text --output result.json | tee compare.txt
+[ -s result.json ] || fail "compare wrote no result.json"
+[ "$(wc -l < eval-soft/predictions.jsonl)" = 84 ] || fail "predictions.jsonl does not have 84 lines"
+echo "pipeline passed"

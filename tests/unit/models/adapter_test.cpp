@@ -1,0 +1,54 @@
+#include "models/adapters/adapter.h"
+
+#include <gtest/gtest.h>
+
+#include "core/error.h"
+#include "numeric.h"
+
+namespace uqa::models {
+namespace {
+
+using testing::random_normal;
+using testing::relative_error;
+
+TEST(LinearMeanAdapter, EqualsTheMeanOfLinearRowsWithItsGradients) {
+  LinearMeanAdapter adapter(6, 10);
+  adapter->init_weights(5);
+  const PackedLayout layout{.cu_seqlens = {0, 1, 8, 11}, .sample_ids = {0, 1, 2}};
+  const auto states = random_normal({11, 6}, 1, at::kFloat).requires_grad_(true);
+  const auto weights = random_normal({3, 1, 10}, 2, at::kFloat);
+  const auto &weight = adapter->named_parameters()["up_proj.weight"], &bias = adapter->named_parameters()["up_proj.bias"];
+
+  const auto rows = at::linear(states, weight, bias);
+  const auto expected = at::stack({rows.narrow(0, 0, 1).mean(0), rows.narrow(0, 1, 7).mean(0), rows.narrow(0, 8, 3).mean(0)}).unsqueeze(1);
+  const auto expected_grads = torch::autograd::grad({(expected * weights).sum()}, {states, weight, bias});
+  const auto soft = adapter->forward(states, layout);
+  const auto grads = torch::autograd::grad({(soft * weights).sum()}, {states, weight, bias});
+  EXPECT_EQ(soft.sizes(), at::IntArrayRef({3, 1, 10}));
+  EXPECT_LT(relative_error(soft, expected), 1e-6);
+  for (std::size_t i = 0; i < 3; ++i) EXPECT_LT(relative_error(grads[i], expected_grads[i]), 1e-6) << i;
+}
+
+TEST(LinearMeanAdapter, StartsAsTorchLinearDoes) {
+  LinearMeanAdapter adapter(64, 500);
+  adapter->init_weights(5);
+  const auto weight = adapter->named_parameters()["up_proj.weight"].detach();
+  EXPECT_LE(testing::max_abs(weight), 0.125);
+  EXPECT_GT(testing::max_abs(weight), 0.124);
+  LinearMeanAdapter same(64, 500);
+  same->init_weights(5);
+  EXPECT_TRUE(at::equal(weight, same->named_parameters()["up_proj.weight"]));
+}
+
+TEST(LinearMeanAdapter, RefusesAnEmptyHistory) {
+  LinearMeanAdapter adapter(6, 10);
+  EXPECT_THROW(static_cast<void>(adapter->forward(at::zeros({2, 6}), {.cu_seqlens = {0, 2, 2}, .sample_ids = {0, 1}})), Error);
+}
+
+TEST(LinearMeanAdapter, NoUsersGiveNoSoftTokens) {
+  LinearMeanAdapter adapter(6, 10);
+  EXPECT_EQ(adapter->forward(at::zeros({0, 6}), {}).sizes(), at::IntArrayRef({0, 1, 10}));
+}
+
+}  // namespace
+}  // namespace uqa::models

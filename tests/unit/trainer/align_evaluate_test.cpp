@@ -1,0 +1,227 @@
+#include "trainer/evaluate.h"
+
+#include <algorithm>
+#include <set>
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include "align_fixture.h"
+#include "tests/support/expect_error.h"
+#include "tests/support/temp_dir.h"
+
+namespace uqa::trainer {
+namespace {
+
+/// One aligned run for all tests: training takes longest.
+class AlignEvaluate : public ::testing::Test {
+ protected:
+  static void SetUpTestSuite() {
+    dir_ = new tests::TempDir;
+    world_ = new test::AlignWorld(test::write_world(dir_->path()));
+    auto config = test::world_config(*world_);
+    config.loop.train.epochs = 12;
+    RunDirectory run(dir_->path() / "run", "align", "x", false, true);
+    static_cast<void>(run_align(config, comm::Mesh(comm::Communicator(), 0, 1), run));
+  }
+  static void TearDownTestSuite() {
+    delete world_;
+    delete dir_;
+  }
+  [[nodiscard]] static EvaluateConfig config(const std::string& prompt) {
+    EvaluateConfig config;
+    config.run = (dir_->path() / "run").string();
+    config.data = world_->data.string();
+    config.prompt = prompt;
+    config.num_threads = 1;
+    config.overwrite = true;
+    return config;
+  }
+  static EvaluationResult evaluate(const EvaluateConfig& config) { return run_evaluate(config, comm::Communicator()); }
+  static std::vector<Prediction> predictions_of(const EvaluateConfig& config) {
+    return read_predictions(evaluation_directory(config, data::read_questions(config.questions.empty() ? world_->questions : fs::path(config.questions)).digest));
+  }
+  static inline tests::TempDir* dir_ = nullptr;
+  static inline test::AlignWorld* world_ = nullptr;
+};
+
+TEST_F(AlignEvaluate, AnswersNewUsersFromTheirTokenAndNotWithoutIt) {
+  const auto soft = evaluate(config("soft"));
+  EXPECT_EQ(soft.rules.at(Rule::kText).all.n, 32);
+  EXPECT_GT(soft.rules.at(Rule::kText).all.value(), 0.8);
+  for (const char* prompt : {"none", "zero", "shuffled", "text"}) {
+    const auto other = evaluate(config(prompt));
+    EXPECT_EQ(other.rules.at(Rule::kText).all.n, 32);
+    EXPECT_LT(other.rules.at(Rule::kText).all.value(), 0.65) << prompt;
+  }
+  const auto none = evaluate(config("none"));
+  EXPECT_EQ(soft.input_tokens_per_question, none.input_tokens_per_question + 1);
+  EXPECT_GT(evaluate(config("text")).input_tokens_per_question, none.input_tokens_per_question + 10);
+  EXPECT_GT(soft.questions_per_s, 0);
+  EXPECT_EQ(soft.details["prior_only"]["all"]["accuracy"], 0.25);
+  const auto soft_nats = predictions_of(config("soft"))[0].text_nats, zero_nats = predictions_of(config("zero"))[0].text_nats;
+  EXPECT_GT(std::abs(soft_nats[0] - zero_nats[0]), 1e-3);
+}
+
+TEST_F(AlignEvaluate, CountsAgreeWithThePredictionsFile) {
+  const auto result = evaluate(config("soft"));
+  const auto predictions = predictions_of(config("soft"));
+  const auto set = data::read_questions(world_->questions);
+  ASSERT_EQ(predictions.size(), set.test.size());
+  std::map<std::string, std::int64_t> correct;
+  std::int64_t first_token = 0, letter = 0;
+  for (std::size_t i = 0; i < predictions.size(); ++i) {
+    const auto& p = predictions[i];
+    EXPECT_EQ(p.id, set.test[i].id);
+    EXPECT_EQ(p.question, set.test[i].text);
+    const auto best = std::max_element(p.text_nats.begin(), p.text_nats.end()) - p.text_nats.begin();
+    correct[p.type] += best == static_cast<std::ptrdiff_t>(set.test[i].gold()) ? 1 : 0;
+    letter += std::max_element(p.letter_nats.begin(), p.letter_nats.end()) - p.letter_nats.begin() == static_cast<std::ptrdiff_t>(set.test[i].gold()) ? 1 : 0;
+    first_token += p.prediction.starts_with(p.answer) ? 1 : 0;
+    double mass = 0;
+    for (const double nats : p.letter_nats) mass += std::exp(nats);
+    EXPECT_NEAR(mass, 1, 1e-5);
+  }
+  const auto& text = result.rules.at(Rule::kText);
+  EXPECT_EQ(text.types.at("df").correct, correct["df"]);
+  EXPECT_EQ(text.types.at("li").correct, correct["li"]);
+  EXPECT_EQ(text.all.correct, correct["df"] + correct["li"]);
+  EXPECT_NEAR(text.macro, 0.5 * (text.types.at("df").value() + text.types.at("li").value()), 1e-12);
+  EXPECT_EQ(text.dimensions.at("Interest perception").correct, correct["li"]);
+  EXPECT_EQ(result.rules.at(Rule::kLetter).all.correct, letter);
+  EXPECT_EQ(result.rules.at(Rule::kFirstToken).all.correct, first_token);
+  const auto stored = read_result(evaluation_directory(config("soft"), set.digest));
+  EXPECT_EQ(to_json(stored), to_json(result));
+}
+
+TEST_F(AlignEvaluate, ResultDoesNotDependOnBatchSize) {
+  static_cast<void>(evaluate(config("soft")));
+  const auto large = predictions_of(config("soft"));
+  auto small = config("soft");
+  small.batch_rows = 1;  // one question at a time
+  static_cast<void>(evaluate(small));
+  const auto one = predictions_of(small);
+  ASSERT_EQ(one.size(), large.size());
+  for (std::size_t i = 0; i < one.size(); ++i) {
+    EXPECT_EQ(one[i].correct, large[i].correct);
+    EXPECT_EQ(one[i].prediction, large[i].prediction);
+    for (std::size_t o = 0; o < kNumOptions; ++o) {
+      EXPECT_NEAR(one[i].text_nats[o], large[i].text_nats[o], 1e-5);
+      EXPECT_NEAR(one[i].letter_nats[o], large[i].letter_nats[o], 1e-5);
+    }
+  }
+}
+
+TEST_F(AlignEvaluate, SubsetsKeepTheOrderAndNameTheDirectory) {
+  auto some = config("none");
+  some.max_questions = 10;
+  EXPECT_EQ(evaluate(some).rules.at(Rule::kText).all.n, 10);
+  const auto predictions = predictions_of(some);
+  EXPECT_TRUE(std::is_sorted(predictions.begin(), predictions.end(), [](const auto& a, const auto& b) { return a.id < b.id; }));
+  auto seed = config("shuffled");
+  seed.shuffle_seed = 2;
+  EXPECT_THAT(evaluation_directory(seed, "0123456789").string(), ::testing::EndsWith("eval/shuffled.seed2-01234567"));
+  EXPECT_THAT(evaluation_directory(config("soft"), "0123456789").string(), ::testing::EndsWith("eval/soft-01234567"));
+}
+
+TEST_F(AlignEvaluate, FreeFormQuestionsHaveTheFirstTokenRuleAlone) {
+  auto set = data::read_questions(world_->questions);
+  for (auto& question : set.test) question.options.clear();
+  set.test[0].options = {"a", "b", "c", "d"};  // mixed with a multiple-choice one
+  test::write_question_set(dir_->path() / "free", set.train, set.test, set.data_digest);
+  auto free = config("soft");
+  free.questions = (dir_->path() / "free").string();
+  const auto result = evaluate(free);
+  EXPECT_EQ(result.rules.at(Rule::kFirstToken).all.n, 32);
+  EXPECT_EQ(result.rules.at(Rule::kText).all.n, 1);
+  EXPECT_TRUE(predictions_of(free)[1].text_nats.empty());
+}
+
+TEST_F(AlignEvaluate, RefusesAnEncoderThatChanged) {
+  const auto weights = world_->encoder_run / "model.safetensors";
+  const auto before = read_file(weights);
+  test::write_encoder(world_->encoder_run, data::Dataset::open(world_->data), 4);
+  EXPECT_UQA_ERROR(evaluate(config("soft")), ErrorCode::kData, "has changed since");
+  write_file_atomic(weights, before);
+  EXPECT_EQ(evaluate(config("soft")).rules.at(Rule::kText).all.n, 32);
+}
+
+TEST_F(AlignEvaluate, RefusesWhatCannotBeEvaluated) {
+  auto bad = config("warm");
+  EXPECT_UQA_ERROR(evaluate(bad), ErrorCode::kConfig, "prompt = warm");
+  bad = config("soft");
+  bad.run = (dir_->path() / "nothing").string();
+  EXPECT_UQA_ERROR(evaluate(bad), ErrorCode::kConfig, "holds no model.json");
+  bad = config("soft");
+  bad.run = world_->encoder_run.string();
+  EXPECT_UQA_ERROR(evaluate(bad), ErrorCode::kConfig, "uqa align");
+  bad = config("soft");
+  bad.dtype = "fp8";
+  EXPECT_UQA_ERROR(evaluate(bad), ErrorCode::kConfig, "dtype = fp8");
+  bad = config("none");
+  static_cast<void>(evaluate(bad));
+  bad.overwrite = false;
+  EXPECT_UQA_ERROR(evaluate(bad), ErrorCode::kConfig, "--overwrite");
+}
+
+TEST_F(AlignEvaluate, ShuffleLeavesNobodyInPlace) {
+  const auto set = data::read_questions(world_->questions);
+  std::set<std::vector<std::int64_t>> distinct;
+  for (std::int64_t seed = 1; seed <= 5; ++seed) {
+    const auto spans = shuffled_spans(set.test, seed);
+    std::map<std::int64_t, std::int64_t> other_of;
+    std::set<std::int64_t> taken;
+    std::vector<std::int64_t> order;
+    for (std::size_t q = 0; q < spans.size(); ++q) {
+      EXPECT_NE(spans[q].user, set.test[q].user);
+      const auto [found, is_new] = other_of.try_emplace(set.test[q].user, spans[q].user);
+      EXPECT_EQ(found->second, spans[q].user) << "one other user a user";
+      if (is_new) {
+        EXPECT_TRUE(taken.insert(spans[q].user).second) << "a permutation";
+      }
+      order.push_back(spans[q].user);
+      EXPECT_TRUE(std::any_of(set.test.begin(), set.test.end(), [&](const auto& other) {
+        return other.user == spans[q].user && other.begin == spans[q].begin && other.end == spans[q].end;
+      })) << "an end of that user's own questions";
+    }
+    distinct.insert(order);
+  }
+  EXPECT_GE(distinct.size(), 4u) << "depends on the seed";
+  const std::vector<data::Question> lonely(set.test.begin(), set.test.begin() + 4);
+  EXPECT_UQA_ERROR(shuffled_spans(lonely, 1), ErrorCode::kConfig, "at least 2 users");
+}
+
+TEST_F(AlignEvaluate, ThePriorOnlyAnswererIsAnEvaluationToo) {
+  const auto output = dir_->path() / "prior";
+  const auto prior = write_prior_evaluation(world_->questions, output, /*overwrite=*/true);
+  const auto predictions = read_predictions(output);
+  ASSERT_EQ(predictions.size(), 32u);
+  EXPECT_EQ(prior.rules.at(Rule::kText).all.n, 32);
+  EXPECT_EQ(prior.rules.at(Rule::kText).all.correct, prior.rules.at(Rule::kFirstToken).all.correct);
+  EXPECT_LT(prior.rules.at(Rule::kText).all.value(), 0.6) << "it sees no user";
+  static_cast<void>(evaluate(config("soft")));
+  EXPECT_EQ(predictions[5].question, predictions_of(config("soft"))[5].question);
+}
+
+TEST(AlignResult, TableShowsEveryColumn) {
+  std::vector<Prediction> predictions(4);
+  for (std::size_t i = 0; i < 4; ++i) {
+    predictions[i].type = i < 2 ? "df" : "it";
+    predictions[i].answer = "A";
+    predictions[i].prediction = i == 0 ? "A" : "B";
+    predictions[i].letter_nats = predictions[i].text_nats = {0, -1, -2, static_cast<double>(i) - 2.5};
+    judge(predictions[i], 0);
+  }
+  EvaluationResult result{.prompt = "soft", .questions_digest = "d", .rules = count_correct(predictions), .input_tokens_per_question = 12.5,
+                          .questions_per_s = 3, .details = Json::object()};
+  EXPECT_EQ(result.rules.at(Rule::kText).all.correct, 3);
+  EXPECT_EQ(result.rules.at(Rule::kFirstToken).all.correct, 1);
+  const auto table = render_table({{"soft", result}, {"other", result}}, Rule::kText);
+  for (const char* part : {"Sequence understanding", "  df", "  it", "All (micro)", "All (macro)", "75.0 [30.1, 95.4]", "100.0 [", "12.5", "questions/s", "other"}) {
+    EXPECT_THAT(table, ::testing::HasSubstr(part));
+  }
+  EXPECT_THAT(table, ::testing::Not(::testing::HasSubstr("Action prediction"))) << "no such question";
+}
+
+}  // namespace
+}  // namespace uqa::trainer

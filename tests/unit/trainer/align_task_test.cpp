@@ -1,0 +1,202 @@
+#include "trainer/align.h"
+
+#include <cmath>
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include "align_fixture.h"
+#include "core/hash.h"
+#include "tests/support/expect_error.h"
+#include "tests/support/temp_dir.h"
+
+namespace uqa::trainer {
+namespace {
+
+using test::world_config;
+
+comm::Mesh one_rank() { return comm::Mesh(comm::Communicator(), 0, 1); }
+
+class Align : public ::testing::Test {
+ protected:
+  Json train(const AlignConfig& config, const std::string& name) {
+    RunDirectory run(dir_.path() / name, "align", "x", false, true);
+    return run_align(config, one_rank(), run);
+  }
+  [[nodiscard]] std::vector<Json> records(const std::string& name, const std::string& key) const {
+    std::vector<Json> found;
+    std::istringstream lines(read_file(dir_.path() / name / "metrics.jsonl"));
+    for (std::string line; std::getline(lines, line);) {
+      if (const auto record = Json::parse(line); record.contains(key)) found.push_back(record);
+    }
+    return found;
+  }
+  /// Loss of all training questions in one batch.
+  static double loss_of(AlignTask& task) {
+    std::vector<std::int64_t> samples;
+    for (std::int64_t i = 0; i < task.num_samples(); ++i) samples.push_back(i);
+    const auto batch = task.load(samples);
+    double sum = 0;
+    for (std::int64_t m = 0; m < batch->num_micro_batches; ++m) sum += task.loss_sum(*batch, m, {}).item<double>();
+    return sum / static_cast<double>(batch->num_labels);
+  }
+
+  tests::TempDir dir_;
+  test::AlignWorld world_ = test::write_world(dir_.path());
+};
+
+TEST_F(Align, LearnsWhatOnlyTheUserDecides) {
+  auto config = world_config(world_);
+  config.loop.train.epochs = 12;
+  const auto result = train(config, "run");
+  const auto losses = records("run", "loss_nats");
+  EXPECT_LT(losses.back()["loss_nats"].get<double>(), 0.5 * losses.front()["loss_nats"].get<double>());
+  EXPECT_GT(result["best_valid_metric"].get<double>(), 0.8) << "a guess gives 0.25; the held-out users are as easy as the others";
+  EXPECT_GT(losses.back()["flops_per_s"].get<double>(), 0);
+  EXPECT_EQ(result, read_json(dir_.path() / "run" / "result.json"));
+  const auto info = RunDirectory::read_run_json(dir_.path() / "run");
+  EXPECT_EQ(info["questions"]["train"], 48);
+  EXPECT_EQ(info["questions"]["valid"], 16);
+  EXPECT_FALSE(info["deviations"].empty());
+}
+
+TEST_F(Align, WithoutTheTokenItCannotBeLearned) {
+  auto config = world_config(world_);
+  config.prompt = "none";
+  config.encoder_run = "";
+  config.loop.train.epochs = 6;
+  const auto result = train(config, "run");
+  EXPECT_LT(result["best_valid_metric"].get<double>(), 0.6);
+  const auto aligned = load_aligned(dir_.path() / "run");
+  EXPECT_EQ(aligned.prompt, "none");
+  EXPECT_TRUE(aligned.adapter.is_empty());
+}
+
+TEST_F(Align, EveryObjectiveAndAnswerLowersItsLoss) {
+  for (const char* objective : {"choice", "lm"}) {
+    for (const char* answer : {"letter", "text", "both"}) {
+      auto config = world_config(world_);
+      config.objective = objective;
+      config.answer = answer;
+      config.loop.train.epochs = 3;
+      const std::string name = std::string(objective) + answer;
+      static_cast<void>(train(config, name));
+      const auto losses = records(name, "loss_nats");
+      EXPECT_LT(losses.back()["loss_nats"].get<double>(), 0.9 * losses.front()["loss_nats"].get<double>()) << name;
+      const auto valid = records(name, "valid_loss_nats");
+      ASSERT_FALSE(valid.empty());
+      EXPECT_EQ(valid.front().contains("valid_text_accuracy"), config.objective == "choice" && config.answer != "letter") << name;
+    }
+  }
+}
+
+TEST_F(Align, LossDoesNotDependOnHowABatchIsCut) {
+  auto config = world_config(world_);
+  AlignTask whole(config, one_rank());
+  config.loop.batch.micro_users = 3;
+  AlignTask by_count(config, one_rank());
+  config.loop.batch.micro_users = 0;
+  config.micro_rows = 400;
+  AlignTask by_rows(config, one_rank());
+  const double loss = loss_of(whole);
+  EXPECT_GT(loss, 0.1);
+  EXPECT_NEAR(loss_of(by_count), loss, 1e-5);
+  EXPECT_NEAR(loss_of(by_rows), loss, 1e-5);
+  const auto batch = by_count.load({0, 1, 2, 3, 4, 5, 6});
+  EXPECT_EQ(batch->num_micro_batches, 3);
+  EXPECT_EQ(by_count.load({})->num_micro_batches, 0);
+  EXPECT_FALSE(by_count.loss_sum(*by_count.load({}), 0, {}).requires_grad());
+}
+
+TEST_F(Align, CachedStatesEqualAnEncoderThatRunsInTheGraph) {
+  auto config = world_config(world_);
+  AlignTask cached(config, one_rank());
+  config.freeze = "llm";
+  AlignTask in_graph(config, one_rank());
+  in_graph.set_training(false);  // no dropout
+  EXPECT_NEAR(loss_of(cached), loss_of(in_graph), 1e-5);
+  bool encoder_trained = false;
+  for (const auto& parameter : in_graph.parameters()) encoder_trained = encoder_trained || parameter.name.starts_with("encoder.");
+  EXPECT_TRUE(encoder_trained);
+  for (const auto& parameter : cached.parameters()) EXPECT_FALSE(parameter.name.starts_with("encoder.")) << parameter.name;
+}
+
+TEST_F(Align, TunesEncoderAndWholeLlm) {
+  auto config = world_config(world_);
+  config.freeze = "";
+  config.lora.rank = 0;
+  config.loop.optim.peak_lr = 2e-3;
+  config.loop.train.epochs = 1;
+  const auto before = digest_of(*load_user_model(world_.encoder_run).model);
+  static_cast<void>(train(config, "run"));
+  const auto aligned = load_aligned(dir_.path() / "run");
+  EXPECT_NE(digest_of(*aligned.encoder), before);
+  const auto embedding = models::load_llm(world_.llm, {})->head_weight();
+  EXPECT_GT((aligned.llm->head_weight() - embedding).abs().max().item<double>(), 1e-4);
+}
+
+TEST_F(Align, StopAndResumeGiveTheSameBits) {
+  auto config = world_config(world_);
+  config.validation_fraction = 0;  // else the first part's extra validation could choose another best step
+  config.loop.checkpoint.every_steps = 2;
+  config.loop.train.epochs = 2;
+  const auto whole = train(config, "whole");
+  auto first = config;
+  first.loop.train.max_steps = 2;
+  static_cast<void>(train(first, "parts"));
+  const auto resumed = train(config, "parts");
+  EXPECT_EQ(resumed["steps"], whole["steps"]);
+  EXPECT_EQ(hash_file(dir_.path() / "parts" / "model.safetensors"), hash_file(dir_.path() / "whole" / "model.safetensors"));
+  EXPECT_EQ(records("parts", "loss_nats").back()["loss_nats"], records("whole", "loss_nats").back()["loss_nats"]);
+}
+
+TEST_F(Align, RefusesSettingsThatMakeNoSense) {
+  const auto refused = [&](const std::function<void(AlignConfig&)>& change, const std::string& part) {
+    auto config = world_config(world_);
+    change(config);
+    EXPECT_UQA_ERROR(AlignTask(config, one_rank()), ErrorCode::kConfig, part);
+  };
+  refused([](auto& c) { c.lora.rank = -1; }, "lora.rank = -1");
+  refused([](auto& c) { c.answer = "word"; }, "answer = word");
+  refused([](auto& c) { c.objective = "rank"; }, "objective = rank");
+  refused([](auto& c) { c.prompt = "zero"; }, "prompt = zero");
+  refused([](auto& c) { c.freeze = "llm,head"; }, "freeze = llm,head");
+  refused([](auto& c) { c.freeze = "encoder,adapter,llm"; c.lora.rank = 0; }, "nothing to train");
+  refused([](auto& c) { c.freeze = "encoder"; }, "lora.rank = 4 while the whole LLM is trained");
+  refused([](auto& c) { c.validation_fraction = 1; }, "validation_fraction");
+  refused([](auto& c) { c.encoder_run = ""; }, "--encoder-run");
+  refused([](auto& c) { c.llm = "/nowhere"; }, "llm = /nowhere");
+  refused([](auto& c) { c.micro_rows = 0; }, "micro_rows = 0");
+}
+
+TEST_F(Align, RefusesQuestionsOfAnotherDataSetAndFreeFormChoice) {
+  auto config = world_config(world_);
+  const auto set = data::read_questions(world_.questions);
+  test::write_question_set(dir_.path() / "foreign", set.train, set.test, "another digest");
+  config.questions = (dir_.path() / "foreign").string();
+  EXPECT_UQA_ERROR(AlignTask(config, one_rank()), ErrorCode::kConfig, "another data set");
+
+  auto train = set.train;
+  for (auto& question : train) question.options.clear();
+  test::write_question_set(dir_.path() / "free", train, set.test, set.data_digest);
+  config.questions = (dir_.path() / "free").string();
+  EXPECT_UQA_ERROR(AlignTask(config, one_rank()), ErrorCode::kConfig, "free-form");
+  config.objective = "lm";
+  config.loop.train.epochs = 1;
+  AlignTask task(config, one_rank());
+  EXPECT_GT(loss_of(task), 0);
+
+  config.questions = (dir_.path() / "absent").string();
+  EXPECT_UQA_ERROR(AlignTask(config, one_rank()), ErrorCode::kData, "absent");
+}
+
+TEST_F(Align, RefusesADataSetWithOtherTables) {
+  auto encoder = load_user_model(world_.encoder_run);
+  const auto data = data::Dataset::open(world_.data);
+  check_same_schema(encoder.config, data.schema());
+  encoder.config.tables[0].rows += 1;
+  EXPECT_UQA_ERROR(check_same_schema(encoder.config, data.schema()), ErrorCode::kConfig, "the encoder's has 5");
+}
+
+}  // namespace
+}  // namespace uqa::trainer

@@ -1,0 +1,430 @@
+#include "trainer/align.h"
+
+#include <algorithm>
+#include <cmath>
+#include <map>
+#include <set>
+#include <tuple>
+
+#include "core/error.h"
+#include "core/log.h"
+#include "core/random.h"
+#include "models/tensor_io.h"
+#include "trainer/align_parts.h"
+#include "trainer/autocast.h"
+
+namespace uqa::trainer {
+namespace {
+
+/// One forward pass.
+struct MicroBatch {
+  PackedPrompts packed;
+  Tensor questions_B;                                  ///< int64: rows of the mean states
+  Tensor gold_B;                                       ///< int64: index of the gold option; "choice"
+  std::shared_ptr<const data::PackedBatch> histories;  ///< distinct spans; only when the encoder is trained
+  Tensor history_B;                                    ///< int64: which of them each question shows
+};
+
+struct AlignBatch : TaskBatch {
+  std::vector<MicroBatch> micro;
+};
+
+/// Users whose questions validate: the share of users with the smallest keys.
+std::set<std::int64_t> validation_users(const std::vector<data::Question>& questions, double fraction, std::int64_t seed) {
+  std::set<std::int64_t> users;
+  for (const auto& question : questions) users.insert(question.user);
+  const auto key = stream_key(static_cast<std::uint64_t>(seed), "align/validation_users");
+  std::vector<std::pair<std::uint64_t, std::int64_t>> order;
+  for (const auto user : users) order.emplace_back(mix_key(key, static_cast<std::uint64_t>(user)), user);
+  std::sort(order.begin(), order.end());
+  const auto count = static_cast<std::size_t>(std::llround(fraction * static_cast<double>(order.size())));
+  std::set<std::int64_t> chosen;
+  for (std::size_t i = 0; i < count; ++i) chosen.insert(order[i].second);
+  return chosen;
+}
+
+/// The `limit` entries (0: all) with the smallest keys, in their order.
+std::vector<std::size_t> subset(const std::vector<std::size_t>& indices, std::int64_t limit, std::uint64_t key) {
+  if (limit == 0 || static_cast<std::size_t>(limit) >= indices.size()) return indices;
+  std::vector<std::pair<std::uint64_t, std::size_t>> order;
+  for (const auto index : indices) order.emplace_back(mix_key(key, index), index);
+  std::sort(order.begin(), order.end());
+  std::vector<std::size_t> chosen;
+  for (std::int64_t i = 0; i < limit; ++i) chosen.push_back(order[static_cast<std::size_t>(i)].second);
+  std::sort(chosen.begin(), chosen.end());
+  return chosen;
+}
+
+}  // namespace
+
+struct AlignTask::Impl {
+  AlignConfig config;
+  Frozen frozen;
+  bool learn_letter = false, learn_text = false, choice = false, soft = false;
+  data::Dataset data;
+  data::QuestionSet set;
+  std::unique_ptr<PromptEncoder> prompts;
+  LetterTokens letters;
+  std::vector<EncodedQuestion> encoded;                  ///< of set.train
+  std::vector<std::vector<std::int64_t>> gold_letter, gold_text;  ///< "lm": gold answers with the end token
+  std::vector<std::size_t> train, valid;                 ///< into set.train
+  std::vector<data::Span> spans;                         ///< of set.train
+  std::int64_t num_cut = 0;
+  LoadedUserModel encoder;
+  std::string encoder_digest, llm_digest;
+  models::LinearMeanAdapter adapter{nullptr};
+  models::Llm llm{nullptr};
+  Tensor states_QH;                                      ///< mean states of set.train; only with a frozen encoder
+  double flops_per_token = 0, flops_per_interaction = 0;
+
+  [[nodiscard]] bool bf16() const { return config.loop.train.dtype == "bf16"; }
+
+  void open() {
+    UQA_CHECK(fs::is_directory(config.llm), ErrorCode::kConfig, "llm = {}, must be a Hugging Face directory; change --llm", config.llm);
+    data = data::Dataset::open(config.data);
+    set = data::read_questions(config.questions);
+    UQA_CHECK(set.data_digest.empty() || set.data_digest == data.digest(), ErrorCode::kConfig,
+              "questions {} were built from another data set than {}; build them again or change --data", config.questions, config.data);
+    UQA_CHECK(!set.train.empty(), ErrorCode::kData, "questions {} hold no training questions; build them again", config.questions);
+    if (soft) {
+      encoder = load_user_model(config.encoder_run);
+      check_same_schema(encoder.config, data.schema());
+      if (get_or<std::string>(encoder.info, "data_digest", "", config.encoder_run) != data.digest()) {
+        log::warn("align", "encoder run {} was trained on another data set than {}; item ids must mean the same in both", config.encoder_run, config.data);
+      }
+      encoder_digest = digest_of(*encoder.model);
+      spans = encoder_spans(set.train, encoder.config.max_len, &num_cut);
+      if (num_cut > 0) log::info("align", "{} questions show more than max_len = {} interactions; the encoder sees the most recent", num_cut, encoder.config.max_len);
+    } else {
+      spans = encoder_spans(set.train, std::numeric_limits<std::int64_t>::max());
+    }
+    tokenise();
+    build_models();
+  }
+
+  void tokenise() {
+    prompts = std::make_unique<PromptEncoder>(config.llm, set.language, config.prompt_options());
+    letters = letter_tokens(*prompts);
+    encoded = prompts->encode_all(set.train, soft ? Prompt::kSoft : Prompt::kNone, &data);
+    const auto end = prompts->end_id();
+    for (const auto& question : encoded) {
+      UQA_CHECK(!choice || question.gold >= 0, ErrorCode::kConfig,
+                "objective = choice, needs questions with options and {} has free-form ones; give --objective lm", config.questions);
+      auto& letter = gold_letter.emplace_back(question.answer);
+      letter.push_back(end);
+      auto& text = gold_text.emplace_back(question.gold >= 0 ? question.options[static_cast<std::size_t>(question.gold)] : question.answer);
+      if (text.back() != end) text.push_back(end);
+    }
+    const auto held_out = validation_users(set.train, config.validation_fraction, config.loop.train.seed);
+    for (std::size_t i = 0; i < set.train.size(); ++i) (held_out.contains(set.train[i].user) ? valid : train).push_back(i);
+    const auto key = stream_key(static_cast<std::uint64_t>(config.loop.train.seed), "align/subset");
+    train = subset(train, config.max_questions, key);
+    valid = config.validation_questions == 0 ? std::vector<std::size_t>{} : subset(valid, config.validation_questions, key);
+    UQA_CHECK(!train.empty(), ErrorCode::kConfig, "no training question is left after validation_fraction = {}; lower it", config.validation_fraction);
+  }
+
+  void build_models() {
+    const auto seed = static_cast<std::uint64_t>(config.loop.train.seed);
+    llm_digest = digest_of_llm(config.llm);
+    llm = models::load_llm(config.llm, {.dtype = bf16() ? at::kBFloat16 : at::kFloat,
+                                        .trainable = !frozen.llm,
+                                        .lora = {.rank = config.lora.rank, .alpha = config.lora.alpha},
+                                        .seed = seed});
+    if (soft) {
+      adapter = models::LinearMeanAdapter(encoder.config.hidden, llm->config().hidden);
+      adapter->init_weights(seed);
+      for (const auto& parameter : adapter->parameters()) parameter.requires_grad_(!frozen.adapter);
+      for (const auto& parameter : encoder.model->parameters()) parameter.requires_grad_(!frozen.encoder);
+    }
+    double weights = 0, lora = 0;
+    for (const auto& [name, shape] : llm->config().weight_shapes()) {
+      if (shape.size() == 2 && name.starts_with("model.layers.")) weights += static_cast<double>(shape[0]) * static_cast<double>(shape[1]);
+    }
+    if (frozen.llm) {
+      for (const auto& [name, tensor] : llm->trainable_parameters()) lora += static_cast<double>(tensor.numel());
+    }
+    flops_per_token = (frozen.llm ? 4.0 : 6.0) * weights + 6.0 * lora;
+    if (soft && !frozen.encoder) {
+      for (const auto& parameter : encoder.model->named_parameters()) {
+        if (parameter.value().dim() == 2 && !parameter.key().starts_with("ebc.")) flops_per_interaction += 6.0 * static_cast<double>(parameter.value().numel());
+      }
+    }
+  }
+
+  /// What is scored behind question `q`'s prompt.
+  [[nodiscard]] ScoredPrompt scored(std::size_t q) const {
+    ScoredPrompt prompt{.prompt = &encoded[q], .continuations = {}};
+    if (choice) {
+      if (learn_letter) add(prompt, letters);
+      if (learn_text) add(prompt, encoded[q].options);
+    } else {
+      if (learn_letter) prompt.continuations.emplace_back(gold_letter[q]);
+      if (learn_text) prompt.continuations.emplace_back(gold_text[q]);
+    }
+    return prompt;
+  }
+
+  template <typename Lists>
+  static void add(ScoredPrompt& prompt, const Lists& lists) {
+    for (const auto& tokens : lists) prompt.continuations.emplace_back(tokens);
+  }
+
+  [[nodiscard]] MicroBatch make_micro(const std::vector<std::size_t>& questions) const {
+    MicroBatch micro;
+    std::vector<ScoredPrompt> list;
+    std::vector<std::int64_t> indices, gold;
+    for (const auto q : questions) {
+      list.push_back(scored(q));
+      indices.push_back(static_cast<std::int64_t>(q));
+      gold.push_back(encoded[q].gold);
+    }
+    micro.packed = pack_prompts(list);
+    micro.questions_B = at::tensor(indices, at::kLong);
+    micro.gold_B = at::tensor(gold, at::kLong);
+    if (soft && !frozen.encoder) {
+      // Questions about the same history share one run of the encoder.
+      std::map<std::tuple<std::int64_t, std::int64_t, std::int64_t>, std::int64_t> seen;
+      std::vector<data::Span> distinct;
+      std::vector<std::int64_t> history, sample_ids;
+      for (const auto q : questions) {
+        const auto& span = spans[q];
+        const auto [found, is_new] = seen.try_emplace({span.user, span.begin, span.end}, static_cast<std::int64_t>(distinct.size()));
+        if (is_new) {
+          distinct.push_back(span);
+          sample_ids.push_back(static_cast<std::int64_t>(q));
+        }
+        history.push_back(found->second);
+      }
+      micro.histories = std::make_shared<const data::PackedBatch>(data::pack(data, distinct, sample_ids, data::Targets::kNone));
+      micro.history_B = at::tensor(history, at::kLong);
+    }
+    return micro;
+  }
+
+  /// Soft tokens [B, H] of a batch; undefined for prompt "none".
+  [[nodiscard]] Tensor soft_of(const MicroBatch& micro, const models::DropoutContext& context) {
+    if (!soft) return {};
+    if (frozen.encoder) return soft_tokens(*adapter, states_QH.index_select(0, micro.questions_B));
+    const auto batch = wrap_user_batch(micro.histories);
+    Tensor states_TH;
+    {
+      const AutocastBf16 autocast(bf16());
+      states_TH = encoder.model->forward(batch, context);
+    }
+    return adapter->forward(states_TH.to(at::kFloat), batch.layout).squeeze(1).index_select(0, micro.history_B);
+  }
+
+  /// Log-likelihood per token of the four options, [B, G, 4]: G is one rule a trained form of answer, letter before text.
+  [[nodiscard]] Tensor option_scores(const MicroBatch& micro, const Tensor& log_probs_N) const {
+    return (continuation_sums(micro.packed, log_probs_N) / micro.packed.continuation_tokens_C)
+        .view({micro.packed.num_prompts, -1, static_cast<std::int64_t>(kNumOptions)});
+  }
+
+  /// Cross-entropy of the gold option, mean over the forms of answer. -> [B]
+  [[nodiscard]] Tensor choice_losses(const Tensor& scores_BG4, const Tensor& gold_B) const {
+    const auto log_probs_BG4 = (scores_BG4 * config.choice_scale).log_softmax(-1);
+    const auto gold_BG1 = gold_B.view({-1, 1, 1}).expand({-1, scores_BG4.size(1), 1});
+    return -log_probs_BG4.gather(2, gold_BG1).squeeze(2).mean(1);
+  }
+};
+
+AlignTask::AlignTask(AlignConfig config, const comm::Mesh& mesh) : impl_(std::make_unique<Impl>()) {
+  auto& s = *impl_;
+  comm::run_agreed(mesh.world(), [&] {
+    config.validate();
+    s.frozen = parse_freeze(config.freeze);
+    s.soft = config.prompt == "soft";
+    s.learn_letter = config.answer != "text";
+    s.learn_text = config.answer != "letter";
+    s.choice = config.objective == "choice";
+    s.config = std::move(config);
+    s.open();
+  });
+  if (s.soft && s.frozen.encoder) s.states_QH = mean_states(s.encoder.model, s.data, s.spans, mesh.world());
+}
+
+AlignTask::~AlignTask() = default;
+
+std::vector<NamedParameter> AlignTask::parameters() const {
+  const auto& s = *impl_;
+  std::vector<NamedParameter> parameters;
+  const auto add = [&](const std::string& prefix, const torch::nn::Module& module) {
+    for (const auto& parameter : module.named_parameters()) {
+      if (parameter.value().requires_grad()) parameters.push_back({prefix + parameter.key(), parameter.value()});
+    }
+  };
+  if (s.soft) {
+    add("encoder.", *s.encoder.model);
+    add("adapter.", *s.adapter);
+  }
+  for (const auto& [name, tensor] : s.llm->trainable_parameters()) parameters.push_back({"llm." + name, tensor});
+  return parameters;
+}
+
+std::int64_t AlignTask::num_samples() const { return static_cast<std::int64_t>(impl_->train.size()); }
+
+std::int64_t AlignTask::cost(std::int64_t sample) const { return num_rows(impl_->scored(impl_->train[static_cast<std::size_t>(sample)])); }
+
+std::unique_ptr<TaskBatch> AlignTask::load(const std::vector<std::int64_t>& samples) const {
+  const auto& s = *impl_;
+  auto batch = std::make_unique<AlignBatch>();
+  std::vector<std::int64_t> rows;
+  for (const auto sample : samples) rows.push_back(cost(sample));
+  for (const auto& group : group_by_rows(rows, s.config.micro_rows, s.config.loop.batch.micro_users)) {
+    std::vector<std::size_t> questions;
+    for (std::size_t i = group.begin; i < group.end; ++i) questions.push_back(s.train[static_cast<std::size_t>(samples[i])]);
+    auto micro = s.make_micro(questions);
+    batch->num_labels += s.choice ? micro.packed.num_prompts : micro.packed.pair_tokens_N.size(0);
+    batch->num_tokens += micro.packed.num_rows();
+    if (s.soft) {
+      for (const auto q : questions) batch->num_interactions += s.spans[q].end - s.spans[q].begin;
+    }
+    batch->micro.push_back(std::move(micro));
+  }
+  batch->num_micro_batches = static_cast<std::int64_t>(batch->micro.size());
+  return batch;
+}
+
+Tensor AlignTask::loss_sum(const TaskBatch& batch, std::int64_t micro_index, const models::DropoutContext& context) {
+  auto& s = *impl_;
+  const auto& parts = static_cast<const AlignBatch&>(batch).micro;
+  if (micro_index >= static_cast<std::int64_t>(parts.size())) return at::zeros({}, at::kFloat);
+  const auto& micro = parts[static_cast<std::size_t>(micro_index)];
+  const auto head_RH = run_prompts(*s.llm, micro.packed, s.soft_of(micro, context));
+  const auto log_probs_N = token_log_probs(*s.llm, head_RH, micro.packed);
+  return s.choice ? s.choice_losses(s.option_scores(micro, log_probs_N), micro.gold_B).sum() : -log_probs_N.sum();
+}
+
+std::optional<Validation> AlignTask::validate(const comm::Mesh& mesh) {
+  auto& s = *impl_;
+  if (s.valid.empty()) return std::nullopt;
+  constexpr double kGrid = 1 << 20;  // losses are summed as integers: the sum does not depend on the number of ranks
+  enum { kQuestions, kLetter, kText, kLoss, kLabels, kNumSums };
+  std::array<std::int64_t, kNumSums> sums{};
+  comm::run_agreed(mesh.world(), [&] {
+    const at::NoGradGuard no_grad;
+    std::vector<std::int64_t> rows;
+    for (const auto q : s.valid) rows.push_back(num_rows(s.scored(q)));
+    const auto groups = group_by_rows(rows, s.config.micro_rows);
+    for (std::size_t g = static_cast<std::size_t>(mesh.world().rank()); g < groups.size(); g += static_cast<std::size_t>(mesh.world().size())) {
+      const std::vector<std::size_t> questions(s.valid.begin() + static_cast<std::ptrdiff_t>(groups[g].begin),
+                                               s.valid.begin() + static_cast<std::ptrdiff_t>(groups[g].end));
+      const auto micro = s.make_micro(questions);
+      const auto head_RH = run_prompts(*s.llm, micro.packed, s.soft_of(micro, {}));
+      const auto log_probs_N = token_log_probs(*s.llm, head_RH, micro.packed);
+      Tensor losses = -log_probs_N;
+      if (s.choice) {
+        const auto scores_BG4 = s.option_scores(micro, log_probs_N);
+        losses = s.choice_losses(scores_BG4, micro.gold_B);
+        const auto correct_BG = scores_BG4.argmax(2).eq(micro.gold_B.unsqueeze(1));
+        if (s.learn_letter) sums[kLetter] += correct_BG.select(1, 0).sum().item<std::int64_t>();
+        if (s.learn_text) sums[kText] += correct_BG.select(1, -1).sum().item<std::int64_t>();
+      }
+      sums[kQuestions] += micro.packed.num_prompts;
+      sums[kLabels] += losses.size(0);
+      sums[kLoss] += (losses.to(at::kDouble) * kGrid).round().to(at::kLong).sum().item<std::int64_t>();
+    }
+  });
+  for (auto& sum : sums) sum = comm::all_reduce(sum, comm::ReduceOp::kSum, mesh.world());
+  const auto questions = static_cast<double>(sums[kQuestions]);
+  const double loss = static_cast<double>(sums[kLoss]) / kGrid / static_cast<double>(sums[kLabels]);
+  Validation validation;
+  validation.values["valid_loss_nats"] = loss;
+  validation.values["valid_questions"] = questions;
+  if (s.choice && s.learn_letter) validation.values["valid_letter_accuracy"] = static_cast<double>(sums[kLetter]) / questions;
+  if (s.choice && s.learn_text) validation.values["valid_text_accuracy"] = static_cast<double>(sums[kText]) / questions;
+  if (s.choice) {
+    validation.metric = validation.values[s.learn_text ? "valid_text_accuracy" : "valid_letter_accuracy"];
+  } else {
+    validation.metric = -loss;  // one continuation a question is scored: there is no accuracy to be had from it
+  }
+  return validation;
+}
+
+double AlignTask::flops(std::int64_t num_interactions, std::int64_t num_tokens, std::int64_t /*num_labels*/) const {
+  return impl_->flops_per_token * static_cast<double>(num_tokens) + impl_->flops_per_interaction * static_cast<double>(num_interactions);
+}
+
+void AlignTask::set_training(bool on) {
+  auto& s = *impl_;
+  s.llm->train(on);
+  if (!s.soft) return;
+  s.adapter->train(on && !s.frozen.adapter);
+  s.encoder.model->train(on && !s.frozen.encoder);  // a frozen encoder runs without dropout
+}
+
+void AlignTask::save_model(const fs::path& directory) const {
+  const auto& s = *impl_;
+  std::map<std::string, Tensor> tensors;
+  const auto add = [&](const std::string& prefix, const torch::nn::Module& module) {
+    for (const auto& [name, tensor] : models::state_dict(module)) tensors[prefix + name] = tensor.detach();
+  };
+  for (const auto& [name, tensor] : s.llm->trainable_parameters()) tensors["llm." + name] = tensor.detach();
+  Json json{{"format", "uqa.aligned"},
+            {"version", 1},
+            {"stage", stage()},
+            {"prompt", s.config.prompt},
+            {"prompt_options", to_json(s.prompts->options())},
+            {"answer", s.config.answer},
+            {"objective", s.config.objective},
+            {"choice_scale", s.config.choice_scale},
+            {"dtype", s.config.loop.train.dtype},
+            {"data", fs::absolute(s.config.data).string()},
+            {"data_digest", s.data.digest()},
+            {"questions", fs::absolute(s.config.questions).string()},
+            {"questions_digest", s.set.digest},
+            {"llm", {{"path", fs::absolute(s.config.llm).string()},
+                     {"digest", s.llm_digest},
+                     {"trained", !s.frozen.llm},
+                     {"lora_rank", s.config.lora.rank},
+                     {"lora_alpha", s.config.lora.alpha}}}};
+  if (s.soft) {
+    add("adapter.", *s.adapter);
+    if (!s.frozen.encoder) add("encoder.", *s.encoder.model);
+    json["adapter"] = {{"kind", "linear_mean"}, {"encoder_hidden", s.encoder.config.hidden}, {"llm_hidden", s.llm->config().hidden}};
+    json["encoder"] = {{"path", fs::absolute(s.config.encoder_run).string()},
+                       {"digest", s.encoder_digest},
+                       {"trained", !s.frozen.encoder},
+                       {"model", to_json(s.encoder.config)}};
+  }
+  models::save_tensors(directory / "model.safetensors", tensors);
+  write_file_atomic(directory / "model.json", json.dump(2) + "\n");
+}
+
+Json AlignTask::describe() const {
+  const auto& s = *impl_;
+  std::int64_t rows = 0;
+  for (std::int64_t i = 0; i < num_samples(); ++i) rows += cost(i);
+  std::map<std::string, std::int64_t> parameters;
+  for (const auto& [name, tensor] : this->parameters()) parameters[name.substr(0, name.find('.'))] += tensor.numel();
+  return {{"data", {{"path", s.config.data}, {"digest", s.data.digest()}}},
+          {"questions", {{"path", s.config.questions},
+                         {"digest", s.set.digest},
+                         {"train", s.train.size()},
+                         {"valid", s.valid.size()},
+                         {"rows_per_question", static_cast<double>(rows) / static_cast<double>(num_samples())},
+                         {"longer_than_encoder_max_len", s.num_cut}}},
+          {"trained_parameters", parameters},
+          {"flops", {{"convention", "per LLM row 4 per layer weight (6 where it is trained) and 6 per LoRA weight; per interaction 6 per weight of a trained "
+                                    "encoder; head and attention scores left out"},
+                     {"per_token", s.flops_per_token},
+                     {"per_interaction", s.flops_per_interaction}}}};
+}
+
+std::vector<std::string> AlignTask::deviations() const {
+  const auto& s = *impl_;
+  std::vector<std::string> list{
+      "prompts are packed end to end and the head runs only where a token is scored; the reference pads to 512 and runs it everywhere",
+      "only the answer carries loss; the reference also trains the chat's markers of every turn",
+      "nothing is cut off; the reference cuts text on the right at 512 tokens, which can drop the answer",
+      "initial weights and order come from counter-based numbers keyed by seed; the reference starts each rank's adapter differently"};
+  if (s.soft && s.frozen.encoder) list.emplace_back("the frozen encoder runs without dropout and once per history; the reference leaves dropout on");
+  if (s.choice) list.emplace_back("the loss is a softmax over the four options' scores (objective choice); the reference predicts the answer token");
+  if (s.learn_text) list.emplace_back("the option's own words are learned; the reference learns the letter");
+  if (s.config.lora.rank > 0) list.push_back(fmt::format("the LLM gets LoRA of rank {}; the reference trains the adapter alone or the whole LLM", s.config.lora.rank));
+  if (s.soft && s.config.prompt_format.place != "before") list.emplace_back("the soft token stands in the user turn; the reference puts it before the chat");
+  if (!s.soft) list.emplace_back("no soft token: this run is the baseline that sees no user");
+  return list;
+}
+
+}  // namespace uqa::trainer

@@ -1,0 +1,121 @@
+// trainer/align.h - the alignment stage: an adapter (and LoRA) learns to answer questions about a user from one soft token.
+//
+//   auto run = RunDirectory(path, "align", ini_text, /*overwrite=*/false, world.rank() == 0);
+//   const auto result = run_align(config, mesh, run);      // writes run/model.safetensors, model.json, result.json
+//   auto aligned = load_aligned(path, at::kBFloat16);      // what evaluation starts from
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "comm/communicator.h"
+#include "data/batch.h"
+#include "data/question.h"
+#include "models/adapters/adapter.h"
+#include "models/llm/decoder.h"
+#include "trainer/config.h"
+#include "trainer/pretrain.h"
+#include "trainer/prompt.h"
+#include "trainer/training.h"
+
+namespace uqa::trainer {
+
+struct AlignLoraConfig {
+  std::int64_t rank = 16;  ///< width of the low-rank updates of the LLM's linear layers; 0: none
+  double alpha = 0;        ///< the update is scaled by alpha / rank; 0: alpha = 2 * rank
+};
+
+struct AlignPromptConfig {
+  std::string place = "before";     ///< soft token "before" the whole chat (the reference) or first in the "user" turn
+  std::string system = "default";   ///< system text; "default": the chat template's own
+  bool end_token = false;           ///< an option's words end with the end-of-turn token when they are scored
+};
+
+struct AlignConfig {
+  std::string data;                      ///< directory written by `uqa import`; required
+  std::string questions;                 ///< directory written by `uqa questions`; required
+  std::string encoder_run;               ///< run directory of `uqa pretrain`; required
+  std::string llm;                       ///< Hugging Face directory; required
+  std::string prompt = "soft";           ///< "soft", or "none": the baseline that is tuned with equal budget and sees no user
+  std::string answer = "text";           ///< what is learned: the option's "letter", its words ("text"), or "both"
+  std::string objective = "choice";      ///< "choice": softmax over the four options' scores; "lm": cross-entropy of the gold answer
+  double choice_scale = 1;               ///< factor of the scores in that softmax; > 0
+  std::string freeze = "encoder,llm";    ///< subset of encoder, adapter, llm that is not trained; "" trains all. LoRA is set by lora.rank
+  AlignLoraConfig lora;
+  AlignPromptConfig prompt_format;
+  std::int64_t max_questions = 0;        ///< training questions used; 0: all
+  double validation_fraction = 0.1;      ///< share of the training users held out for validation; in [0, 1)
+  std::int64_t validation_questions = 400;  ///< most questions of a validation; >= 0
+  std::int64_t micro_rows = 2048;        ///< most LLM rows of one forward pass on one rank: bounds memory; > 0
+  LoopConfig loop;
+  void validate() const;                 ///< Error(kConfig) naming the field; nothing is opened
+  [[nodiscard]] PromptOptions prompt_options() const;
+};
+
+/// The encoder's view of questions: the most recent `max_len` interactions of each span. `num_cut` counts spans that were longer.
+[[nodiscard]] std::vector<data::Span> encoder_spans(const std::vector<data::Question>& questions, std::int64_t max_len, std::int64_t* num_cut = nullptr);
+/// Mean encoder state of each span in eval mode without gradient, float32 [S, H]. Batches are fixed by the spans alone, so equal
+/// spans in an equal order give equal bits on any number of ranks, which share the work. Collective over `comm`.
+[[nodiscard]] Tensor mean_states(models::UserModel model, const data::Dataset& data, const std::vector<data::Span>& spans,
+                                 const comm::Communicator& comm);
+/// Error(kConfig) naming the table or feature in which the data set differs from what the encoder was trained on.
+void check_same_schema(const models::UserModelConfig& encoder, const data::Schema& schema);
+/// Digests that tell whether weights changed: of every tensor, and of every file of a Hugging Face directory that is read.
+[[nodiscard]] std::string digest_of(const torch::nn::Module& module);
+[[nodiscard]] std::string digest_of_llm(const fs::path& directory);
+
+/// Alignment as a task of the shared loop. One sample is one training question.
+class AlignTask : public TrainingTask {
+ public:
+  /// Opens and tokenises everything; with a frozen encoder its mean states are computed once. Collective over mesh.world(),
+  /// errors are agreed.
+  AlignTask(AlignConfig config, const comm::Mesh& mesh);
+  ~AlignTask() override;
+
+  [[nodiscard]] std::string stage() const override { return "align"; }
+  [[nodiscard]] std::vector<NamedParameter> parameters() const override;
+  [[nodiscard]] std::int64_t num_samples() const override;
+  [[nodiscard]] std::int64_t cost(std::int64_t sample) const override;
+  [[nodiscard]] std::unique_ptr<TaskBatch> load(const std::vector<std::int64_t>& samples) const override;
+  [[nodiscard]] Tensor loss_sum(const TaskBatch& batch, std::int64_t micro, const models::DropoutContext& context) override;
+  /// Accuracy on the held-out users' questions by the rule that is trained (text, else letter). Collective.
+  [[nodiscard]] std::optional<Validation> validate(const comm::Mesh& mesh) override;
+  /// 2 per weight of a matrix product and row forward and again for the gradient of its input, 2 more where the weight is trained;
+  /// head and attention scores left out.
+  [[nodiscard]] double flops(std::int64_t num_interactions, std::int64_t num_tokens, std::int64_t num_labels) const override;
+  void set_training(bool on) override;
+  void save_model(const fs::path& directory) const override;
+
+  /// Counts and sizes for run.json.
+  [[nodiscard]] Json describe() const;
+  /// How this run differs from the reference, one sentence each.
+  [[nodiscard]] std::vector<std::string> deviations() const;
+
+ private:
+  struct Impl;
+  std::unique_ptr<Impl> impl_;
+};
+
+/// The whole stage: run.json, training (or resume), model.safetensors, model.json, result.json. Collective over mesh.world().
+/// Returns what result.json holds.
+[[nodiscard]] Json run_align(const AlignConfig& config, const comm::Mesh& mesh, RunDirectory& run);
+
+/// An aligned model, ready to answer.
+struct AlignedModel {
+  Json info;                                  ///< all of model.json
+  PromptOptions prompt_options;
+  std::string prompt;                         ///< "soft" or "none": what it was trained with
+  std::string llm_directory, data, questions; ///< paths it was trained with
+  models::Llm llm{nullptr};                   ///< with LoRA; nothing requires a gradient
+  models::UserModel encoder{nullptr};         ///< null for "none"
+  models::UserModelConfig encoder_config;
+  models::LinearMeanAdapter adapter{nullptr}; ///< null for "none"
+};
+/// Reads model.json and model.safetensors of an align run, and the encoder and LLM that it names; refuses (Error(kData)) when either
+/// has changed since. `dtype` is the type of the LLM's GEMMs; absent: as it was trained.
+[[nodiscard]] AlignedModel load_aligned(const fs::path& run_directory, std::optional<at::ScalarType> dtype = std::nullopt);
+
+}  // namespace uqa::trainer

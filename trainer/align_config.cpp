@@ -1,0 +1,63 @@
+// Settings of the alignment stage.
+#include <algorithm>
+#include <sstream>
+
+#include "core/error.h"
+#include "trainer/align.h"
+#include "trainer/align_parts.h"
+
+namespace uqa::trainer {
+
+Frozen parse_freeze(const std::string& list) {
+  Frozen frozen;
+  std::istringstream words(list);
+  for (std::string word; std::getline(words, word, ',');) {
+    if (word == "encoder") {
+      frozen.encoder = true;
+    } else if (word == "adapter") {
+      frozen.adapter = true;
+    } else if (word == "llm") {
+      frozen.llm = true;
+    } else {
+      UQA_CHECK(word.empty(), ErrorCode::kConfig, "freeze = {}, must be a list of encoder, adapter, llm; change --freeze", list);
+    }
+  }
+  return frozen;
+}
+
+void AlignConfig::validate() const {
+  loop.validate();
+  prompt_options().validate();
+  UQA_CHECK(prompt == "soft" || prompt == "none", ErrorCode::kConfig, "prompt = {}, must be soft or none; change --prompt", prompt);
+  UQA_CHECK(!data.empty(), ErrorCode::kConfig, "data is missing; give --data DIR");
+  UQA_CHECK(!questions.empty(), ErrorCode::kConfig, "questions is missing; give --questions DIR");
+  UQA_CHECK(!llm.empty(), ErrorCode::kConfig, "llm is missing; give --llm DIR");
+  UQA_CHECK(prompt == "none" || !encoder_run.empty(), ErrorCode::kConfig, "encoder-run is missing; give --encoder-run DIR, or --prompt none");
+  UQA_CHECK(answer == "letter" || answer == "text" || answer == "both", ErrorCode::kConfig,
+            "answer = {}, must be letter, text or both; change --answer", answer);
+  UQA_CHECK(objective == "choice" || objective == "lm", ErrorCode::kConfig, "objective = {}, must be choice or lm; change --objective", objective);
+  UQA_CHECK(choice_scale > 0, ErrorCode::kConfig, "choice_scale = {}, must be > 0; change --choice_scale", choice_scale);
+  UQA_CHECK(lora.rank >= 0, ErrorCode::kConfig, "lora.rank = {}, must be >= 0 (0: no LoRA); change --lora.rank", lora.rank);
+  UQA_CHECK(lora.alpha >= 0, ErrorCode::kConfig, "lora.alpha = {}, must be >= 0 (0: 2 * rank); change --lora.alpha", lora.alpha);
+  UQA_CHECK(max_questions >= 0, ErrorCode::kConfig, "max_questions = {}, must be >= 0 (0: all); change --max_questions", max_questions);
+  UQA_CHECK(validation_fraction >= 0 && validation_fraction < 1, ErrorCode::kConfig,
+            "validation_fraction = {}, must be in [0, 1); change --validation_fraction", validation_fraction);
+  UQA_CHECK(validation_questions >= 0, ErrorCode::kConfig, "validation_questions = {}, must be >= 0; change --validation_questions",
+            validation_questions);
+  UQA_CHECK(micro_rows > 0, ErrorCode::kConfig, "micro_rows = {}, must be > 0; change --batch.micro_rows", micro_rows);
+  const Frozen frozen = parse_freeze(freeze);
+  UQA_CHECK(frozen.llm || lora.rank == 0, ErrorCode::kConfig,
+            "lora.rank = {} while the whole LLM is trained (freeze = {}), must be 0; add llm to --freeze or give --lora.rank 0", lora.rank, freeze);
+  const bool trains_llm = lora.rank > 0 || !frozen.llm;
+  UQA_CHECK(trains_llm || (prompt == "soft" && !(frozen.encoder && frozen.adapter)), ErrorCode::kConfig,
+            "freeze = {}, lora.rank = {} and prompt = {} leave nothing to train; set --lora.rank, or thaw a part with --freeze", freeze, lora.rank,
+            prompt);
+}
+
+PromptOptions AlignConfig::prompt_options() const {
+  PromptOptions options{.place = prompt_format.place, .system = std::nullopt, .end_token = prompt_format.end_token};
+  if (prompt_format.system != "default") options.system = prompt_format.system;
+  return options;
+}
+
+}  // namespace uqa::trainer

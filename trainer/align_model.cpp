@@ -1,0 +1,85 @@
+// The aligned model on disk: model.safetensors (what was trained) and model.json (how, and from which encoder and LLM).
+#include "core/error.h"
+#include "core/log.h"
+#include "models/tensor_io.h"
+#include "trainer/align.h"
+#include "trainer/align_parts.h"
+
+namespace uqa::trainer {
+namespace {
+
+/// Copies every tensor of `stored` whose name begins with `prefix` into `parameters`; both must have the same names and shapes.
+void copy_in(const std::map<std::string, Tensor>& stored, const std::string& prefix, const std::map<std::string, Tensor>& parameters,
+             const std::string& what) {
+  const at::NoGradGuard no_grad;
+  std::size_t used = 0;
+  for (const auto& [name, parameter] : parameters) {
+    const auto found = stored.find(prefix + name);
+    UQA_CHECK(found != stored.end(), ErrorCode::kData, "{}: tensor {} is missing; align again", what, prefix + name);
+    UQA_CHECK(found->second.sizes() == parameter.sizes(), ErrorCode::kData, "{}: tensor {} is [{}], must be [{}]; align again", what, prefix + name,
+              fmt::join(found->second.sizes(), ", "), fmt::join(parameter.sizes(), ", "));
+    parameter.copy_(found->second);
+    ++used;
+  }
+  std::size_t present = 0;
+  for (const auto& [name, tensor] : stored) present += name.starts_with(prefix) ? 1 : 0;
+  UQA_CHECK(present == used, ErrorCode::kData, "{}: {} tensors begin with {}, {} belong to the model; align again", what, present, prefix, used);
+}
+
+std::map<std::string, Tensor> by_name(const std::vector<std::pair<std::string, Tensor>>& parameters) {
+  return {parameters.begin(), parameters.end()};
+}
+
+}  // namespace
+
+AlignedModel load_aligned(const fs::path& run_directory, std::optional<at::ScalarType> dtype) {
+  const fs::path json_path = run_directory / "model.json", weights_path = run_directory / "model.safetensors";
+  UQA_CHECK(fs::exists(json_path), ErrorCode::kConfig, "run = {}, holds no model.json; give the run directory of a finished `uqa align`",
+            run_directory.string());
+  const std::string what = json_path.string();
+  AlignedModel aligned;
+  aligned.info = read_json(json_path);
+  UQA_CHECK(get<std::string>(aligned.info, "format", what) == "uqa.aligned", ErrorCode::kConfig,
+            "run = {}, holds a model of another stage; give the run directory of `uqa align`", run_directory.string());
+  aligned.prompt_options = prompt_options_from_json(get<Json>(aligned.info, "prompt_options", what), what);
+  aligned.prompt = get<std::string>(aligned.info, "prompt", what);
+  aligned.data = get<std::string>(aligned.info, "data", what);
+  aligned.questions = get<std::string>(aligned.info, "questions", what);
+
+  const auto llm = get<Json>(aligned.info, "llm", what);
+  aligned.llm_directory = get<std::string>(llm, "path", what);
+  UQA_CHECK(digest_of_llm(aligned.llm_directory) == get<std::string>(llm, "digest", what), ErrorCode::kData,
+            "LLM {} has changed since {} was aligned with it; restore it or align again", aligned.llm_directory, run_directory.string());
+  const auto tensors = models::load_tensors(weights_path);
+  const auto trained_dtype = get<std::string>(aligned.info, "dtype", what) == "bf16" ? at::kBFloat16 : at::kFloat;
+  aligned.llm = models::load_llm(aligned.llm_directory, {.dtype = dtype.value_or(trained_dtype),
+                                                         .trainable = get<bool>(llm, "trained", what),
+                                                         .lora = {.rank = get<std::int64_t>(llm, "lora_rank", what),
+                                                                  .alpha = get<double>(llm, "lora_alpha", what)}});
+  const auto trained = aligned.llm->trainable_parameters();
+  copy_in(tensors, "llm.", by_name(trained), weights_path.string());
+  for (const auto& [name, tensor] : trained) tensor.requires_grad_(false);
+  aligned.llm->eval();
+  if (aligned.prompt == "none") return aligned;
+
+  const auto encoder = get<Json>(aligned.info, "encoder", what);
+  const bool tuned = get<bool>(encoder, "trained", what);
+  aligned.encoder_config = user_model_config_from_json(get<Json>(encoder, "model", what), what);
+  if (tuned) {
+    aligned.encoder = models::UserModel(aligned.encoder_config);
+    copy_in(tensors, "encoder.", models::state_dict(*aligned.encoder), weights_path.string());
+  } else {
+    const auto path = get<std::string>(encoder, "path", what);
+    aligned.encoder = load_user_model(path).model;
+    UQA_CHECK(digest_of(*aligned.encoder) == get<std::string>(encoder, "digest", what), ErrorCode::kData,
+              "encoder {} has changed since {} was aligned with it; restore it or align again", path, run_directory.string());
+  }
+  aligned.encoder->eval();
+  const auto adapter = get<Json>(aligned.info, "adapter", what);
+  aligned.adapter = models::LinearMeanAdapter(get<std::int64_t>(adapter, "encoder_hidden", what), get<std::int64_t>(adapter, "llm_hidden", what));
+  copy_in(tensors, "adapter.", models::state_dict(*aligned.adapter), weights_path.string());
+  aligned.adapter->eval();
+  return aligned;
+}
+
+}  // namespace uqa::trainer

@@ -1,0 +1,170 @@
+#include "trainer/align_parts.h"
+
+#include <algorithm>
+#include <map>
+#include <numeric>
+#include <tuple>
+
+#include "core/error.h"
+#include "core/hash.h"
+#include "models/tensor_io.h"
+
+namespace uqa::trainer {
+namespace {
+
+constexpr std::int64_t kStateBatchRows = 8192;  // interactions of one encoder pass of mean_states
+
+/// Mean over each span's rows, in eval mode.
+Tensor mean_states_of(models::UserModelImpl& model, const data::Dataset& data, const std::vector<data::Span>& spans, std::size_t begin, std::size_t end) {
+  const std::vector<data::Span> part(spans.begin() + static_cast<std::ptrdiff_t>(begin), spans.begin() + static_cast<std::ptrdiff_t>(end));
+  const auto packed = std::make_shared<const data::PackedBatch>(
+      data::pack(data, part, std::vector<std::int64_t>(part.size(), 0), data::Targets::kNone));
+  const auto states_TH = model.forward(wrap_user_batch(packed), {});
+  std::vector<Tensor> means;
+  for (std::size_t b = 0; b < part.size(); ++b) {
+    means.push_back(states_TH.narrow(0, packed->cu_seqlens[b], packed->cu_seqlens[b + 1] - packed->cu_seqlens[b]).mean(0));
+  }
+  return at::stack(means);
+}
+
+}  // namespace
+
+std::vector<Group> group_by_rows(const std::vector<std::int64_t>& rows, std::int64_t max_rows, std::int64_t max_prompts) {
+  std::vector<Group> groups;
+  std::int64_t sum = 0;
+  for (std::size_t i = 0; i < rows.size(); ++i) {
+    const bool full = !groups.empty() && (sum + rows[i] > max_rows ||
+                                          (max_prompts > 0 && static_cast<std::int64_t>(groups.back().end - groups.back().begin) >= max_prompts));
+    if (groups.empty() || full) {
+      groups.push_back({i, i});
+      sum = 0;
+    }
+    sum += rows[i];
+    groups.back().end = i + 1;
+  }
+  return groups;
+}
+
+Group share_of(const std::vector<std::int64_t>& costs, int part, int size) {
+  const auto total = std::accumulate(costs.begin(), costs.end(), std::int64_t{0});
+  // Entry i belongs to the part in which its middle lies.
+  const auto part_of = [&](std::int64_t middle_twice) {
+    return total == 0 ? 0 : std::min<std::int64_t>(size - 1, middle_twice * size / (2 * total));
+  };
+  Group share{costs.size(), costs.size()};
+  std::int64_t before = 0;
+  for (std::size_t i = 0; i < costs.size(); ++i) {
+    const auto owner = part_of(2 * before + costs[i]);
+    before += costs[i];
+    if (owner >= part) share.begin = std::min(share.begin, i);
+    if (owner > part) share.end = std::min(share.end, i);
+  }
+  return share;
+}
+
+LetterTokens letter_tokens(const PromptEncoder& encoder) {
+  LetterTokens letters;
+  for (std::size_t i = 0; i < kNumOptions; ++i) letters[i] = {encoder.letter_ids()[i]};
+  return letters;
+}
+
+Tensor soft_tokens(models::LinearMeanAdapterImpl& adapter, const Tensor& mean_states_BD) {
+  models::PackedLayout layout;
+  layout.cu_seqlens.resize(static_cast<std::size_t>(mean_states_BD.size(0)) + 1);
+  std::iota(layout.cu_seqlens.begin(), layout.cu_seqlens.end(), std::int64_t{0});
+  layout.sample_ids.resize(static_cast<std::size_t>(mean_states_BD.size(0)));
+  return adapter.forward(mean_states_BD, layout).squeeze(1);
+}
+
+std::vector<data::Span> encoder_spans(const std::vector<data::Question>& questions, std::int64_t max_len, std::int64_t* num_cut) {
+  std::vector<data::Span> spans;
+  std::int64_t cut = 0;
+  for (const auto& question : questions) {
+    const std::int64_t begin = std::max(question.begin, question.end - max_len);
+    cut += begin > question.begin ? 1 : 0;
+    spans.push_back({.user = question.user, .begin = begin, .end = question.end});
+  }
+  if (num_cut != nullptr) *num_cut = cut;
+  return spans;
+}
+
+Tensor mean_states(models::UserModel model, const data::Dataset& data, const std::vector<data::Span>& spans, const comm::Communicator& comm) {
+  std::map<std::tuple<std::int64_t, std::int64_t, std::int64_t>, std::int64_t> seen;
+  std::vector<data::Span> distinct;
+  std::vector<std::int64_t> index, lengths;
+  for (const auto& span : spans) {
+    const auto [found, is_new] = seen.try_emplace({span.user, span.begin, span.end}, static_cast<std::int64_t>(distinct.size()));
+    index.push_back(found->second);
+    if (!is_new) continue;
+    distinct.push_back(span);
+    lengths.push_back(span.end - span.begin);
+  }
+  // Groups do not depend on the number of ranks, so neither do the bits of a state.
+  const auto groups = group_by_rows(lengths, kStateBatchRows);
+  std::vector<std::int64_t> costs;
+  for (const auto& group : groups) {
+    costs.push_back(std::accumulate(lengths.begin() + static_cast<std::ptrdiff_t>(group.begin), lengths.begin() + static_cast<std::ptrdiff_t>(group.end),
+                                    std::int64_t{0}));
+  }
+  Tensor mine_SH;
+  comm::run_agreed(comm, [&] {
+    for (std::size_t i = 0; i < spans.size(); ++i) {
+      const auto& span = spans[i];
+      UQA_CHECK(span.user >= 0 && span.user < data.num_users() && span.begin >= 0 && span.begin < span.end && span.end <= data.length(span.user),
+                ErrorCode::kData, "a question shows interactions [{}, {}) of user {}, which the data set does not have; build the questions from this data set",
+                span.begin, span.end, span.user);
+    }
+    const at::NoGradGuard no_grad;
+    const bool was_training = model->is_training();
+    model->eval();
+    const auto share = share_of(costs, comm.rank(), comm.size());
+    std::vector<Tensor> parts{at::empty({0, model->config().hidden}, at::kFloat)};
+    for (std::size_t g = share.begin; g < share.end; ++g) parts.push_back(mean_states_of(*model, data, distinct, groups[g].begin, groups[g].end));
+    mine_SH = at::cat(parts, 0).to(at::kFloat);
+    model->train(was_training);
+  });
+  const auto all_SH = comm::all_gather(mine_SH, comm);
+  return all_SH.index_select(0, at::tensor(index, at::kLong));
+}
+
+void check_same_schema(const models::UserModelConfig& encoder, const data::Schema& schema) {
+  UQA_CHECK(encoder.features.size() == schema.features.size(), ErrorCode::kConfig,
+            "the data set has {} features and the encoder was trained on {}; give the data set that it was trained on", schema.features.size(),
+            encoder.features.size());
+  for (std::size_t i = 0; i < encoder.features.size(); ++i) {
+    const auto& a = encoder.features[i];
+    const auto& b = schema.features[i];
+    UQA_CHECK(a.name == b.name && a.table == b.table, ErrorCode::kConfig,
+              "feature {} of the data set is {} of table {}, the encoder was trained on {} of table {}; give the data set that it was trained on", i,
+              b.name, b.table, a.name, a.table);
+  }
+  for (const auto& table : encoder.tables) {
+    UQA_CHECK(schema.table(table.name).rows == table.rows, ErrorCode::kConfig,
+              "table {} of the data set has {} rows, the encoder's has {}; give the data set that it was trained on", table.name,
+              schema.table(table.name).rows, table.rows);
+  }
+}
+
+std::string digest_of(const torch::nn::Module& module) {
+  std::string text;
+  for (const auto& [name, tensor] : models::state_dict(module)) {
+    const auto values = tensor.detach().to(at::kCPU).contiguous();
+    const auto* bytes = static_cast<const std::byte*>(values.const_data_ptr());
+    text += fmt::format("{} {} {} {}\n", name, c10::toString(values.scalar_type()), fmt::join(values.sizes(), "x"), hash_hex(std::span(bytes, values.nbytes())));
+  }
+  return hash_hex(text);
+}
+
+std::string digest_of_llm(const fs::path& directory) {
+  UQA_CHECK(fs::is_directory(directory), ErrorCode::kConfig, "llm = {}, must be a Hugging Face directory; change --llm", directory.string());
+  std::map<std::string, std::string> files;
+  for (const auto& entry : fs::directory_iterator(directory)) {
+    const auto name = entry.path().filename().string();
+    if (name.ends_with(".safetensors") || name == "config.json" || name == "tokenizer.json") files[name] = hash_file(entry.path());
+  }
+  std::string text;
+  for (const auto& [name, digest] : files) text += name + " " + digest + "\n";
+  return hash_hex(text);
+}
+
+}  // namespace uqa::trainer

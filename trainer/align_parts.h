@@ -1,0 +1,36 @@
+// trainer/align_parts.h - what alignment, its model files and evaluation share; private to trainer/.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "trainer/align.h"
+#include "trainer/scoring.h"
+
+namespace uqa::trainer {
+
+struct Frozen {
+  bool encoder = false, adapter = false, llm = false;
+};
+/// "encoder,llm" -> flags. Error(kConfig) for an unknown part.
+[[nodiscard]] Frozen parse_freeze(const std::string& list);
+
+/// Consecutive groups [begin, end) of prompts with at most `max_rows` rows (one prompt may exceed it alone) and, unless 0, at most
+/// `max_prompts` prompts. Depends on the rows alone.
+struct Group {
+  std::size_t begin = 0, end = 0;
+};
+[[nodiscard]] std::vector<Group> group_by_rows(const std::vector<std::int64_t>& rows, std::int64_t max_rows, std::int64_t max_prompts = 0);
+
+/// Contiguous share [begin, end) of `costs` for each of `size` parts, about equal in cost.
+[[nodiscard]] Group share_of(const std::vector<std::int64_t>& costs, int part, int size);
+
+/// The four letters as continuations of one token, kept alive by `letters`.
+using LetterTokens = std::array<std::vector<std::int64_t>, kNumOptions>;
+[[nodiscard]] LetterTokens letter_tokens(const PromptEncoder& encoder);
+
+/// Soft tokens [B, H] from mean states [B, D]: the adapter on histories of length one.
+[[nodiscard]] Tensor soft_tokens(models::LinearMeanAdapterImpl& adapter, const Tensor& mean_states_BD);
+
+}  // namespace uqa::trainer

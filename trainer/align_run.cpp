@@ -1,0 +1,37 @@
+// The alignment stage from configuration to result.json.
+#include "core/log.h"
+#include "trainer/align.h"
+#include "trainer/run_info.h"
+
+namespace uqa::trainer {
+
+Json run_align(const AlignConfig& config, const comm::Mesh& mesh, RunDirectory& run) {
+  const auto& world = mesh.world();
+  config.validate();
+  set_num_threads(config.loop.train.num_threads, world);
+  AlignTask task(config, mesh);
+  Json info = describe_run(mesh);
+  info["deviations"] = task.deviations();
+  const Json facts = task.describe();
+  info.update(facts);
+  comm::run_agreed(world, [&] { run.write_run_json(info); });
+  log::info("align", "{} training questions of {:.0f} rows, {} to validate; trained parameters: {}", task.num_samples(),
+            facts["questions"]["rows_per_question"].get<double>(), facts["questions"]["valid"].get<std::int64_t>(), facts["trained_parameters"].dump());
+
+  const auto trained = run_training(task, config.loop, mesh, run);
+  Json result{{"stage", task.stage()},
+              {"steps", trained.steps},
+              {"epochs", trained.epochs},
+              {"last_loss_nats", trained.last_loss_nats},
+              {"best_step", trained.best_step},
+              {"stopped_early", trained.stopped_early}};
+  if (trained.best_metric) result["best_valid_metric"] = *trained.best_metric;
+  comm::run_agreed(world, [&] {
+    if (!run.writer()) return;
+    write_file_atomic(run.path() / "result.json", result.dump(2) + "\n");
+    run.write_run_json({{"result", result}});
+  });
+  return result;
+}
+
+}  // namespace uqa::trainer

@@ -1,0 +1,321 @@
+#include "trainer/evaluate.h"
+
+#include <algorithm>
+#include <chrono>
+#include <memory>
+#include <numeric>
+#include <optional>
+
+#include "core/error.h"
+#include "core/log.h"
+#include "core/progress.h"
+#include "core/random.h"
+#include "core/signals.h"
+#include "trainer/align.h"
+#include "trainer/align_parts.h"
+#include "trainer/run_info.h"
+#include "trainer/scoring.h"
+
+namespace uqa::trainer {
+namespace {
+
+using Clock = std::chrono::steady_clock;
+
+constexpr std::int64_t kScores = 2 * static_cast<std::int64_t>(kNumOptions);  // letters, then texts
+
+/// Scores of some questions, in their order: what one rank contributes.
+struct Scores {
+  std::vector<Tensor> option_nats{at::empty({0, kScores}, at::kFloat)};  ///< [n, 8]; zeros for free-form questions
+  std::vector<Tensor> greedy{at::empty({0}, at::kLong)};                 ///< [n]
+};
+
+class Evaluation {
+ public:
+  Evaluation(const EvaluateConfig& config, const comm::Communicator& world) : config_(config), world_(world), prompt_(Prompt::kSoft) {}
+
+  EvaluationResult operator()() {
+    comm::run_agreed(world_, [&] { open(); });
+    compute_states();
+    const auto begin = Clock::now();
+    const Scores mine = score_share();
+    const auto nats_Q8 = comm::all_gather(at::cat(mine.option_nats, 0), world_);
+    const auto greedy_Q = comm::all_gather(at::cat(mine.greedy, 0), world_);
+    const double seconds = std::chrono::duration<double>(Clock::now() - begin).count();
+    EvaluationResult result;
+    comm::run_agreed(world_, [&] {
+      const auto predictions = judge_all(nats_Q8, greedy_Q);
+      result = summarise(predictions, seconds);
+      if (output_) write(predictions, result);
+    });
+    return result;
+  }
+
+ private:
+  void open() {
+    config_.validate();
+    prompt_ = prompt_of_name(config_.prompt);
+    std::optional<at::ScalarType> dtype;
+    if (!config_.dtype.empty()) dtype = config_.dtype == "bf16" ? at::kBFloat16 : at::kFloat;
+    model_ = load_aligned(config_.run, dtype);
+    UQA_CHECK(!has_soft_row(prompt_) || model_.prompt == "soft", ErrorCode::kConfig,
+              "prompt = {}, but run {} was aligned without a soft token; choose --prompt none or text, or another --run", config_.prompt, config_.run);
+    data_ = data::Dataset::open(config_.data);
+    const std::string questions_path = config_.questions.empty() ? model_.questions : config_.questions;
+    set_ = data::read_questions(questions_path);
+    UQA_CHECK(set_.data_digest.empty() || set_.data_digest == data_.digest(), ErrorCode::kConfig,
+              "questions {} were built from another data set than {}; give the right --data or --questions", questions_path, config_.data);
+    questions_ = config_.split == "test" ? std::move(set_.test) : std::move(set_.train);
+    UQA_CHECK(!questions_.empty(), ErrorCode::kData, "questions {} hold no {} questions; build them again or change --split", questions_path, config_.split);
+    take_subset();
+    auto options = model_.prompt_options;
+    options.text_items = config_.text_items;
+    encoder_ = std::make_unique<PromptEncoder>(model_.llm_directory, set_.language, options);
+    letters_ = letter_tokens(*encoder_);
+    encoded_ = encoder_->encode_all(questions_, prompt_, &data_);
+    if (has_soft_row(prompt_)) check_same_schema(model_.encoder_config, data_.schema());
+    path_ = config_.output.empty() ? evaluation_directory(config_, set_.digest) : fs::path(config_.output);
+    if (world_.rank() == 0) {
+      if (path_.has_parent_path()) fs::create_directories(path_.parent_path());
+      output_.emplace(path_, OutputDirOptions{.kind = "uqa.evaluation", .overwrite = config_.overwrite});
+    }
+  }
+
+  /// A random subset that depends on the ids alone, in the order of the file.
+  void take_subset() {
+    const auto limit = static_cast<std::size_t>(config_.max_questions);
+    if (limit == 0 || limit >= questions_.size()) return;
+    const auto key = stream_key(1, "evaluate/subset");
+    std::vector<std::size_t> order(questions_.size());
+    std::iota(order.begin(), order.end(), std::size_t{0});
+    std::sort(order.begin(), order.end(), [&](std::size_t a, std::size_t b) {
+      return std::pair(mix_key(key, static_cast<std::uint64_t>(questions_[a].id)), a) < std::pair(mix_key(key, static_cast<std::uint64_t>(questions_[b].id)), b);
+    });
+    order.resize(limit);
+    std::sort(order.begin(), order.end());
+    std::vector<data::Question> kept;
+    for (const auto i : order) kept.push_back(std::move(questions_[i]));
+    questions_ = std::move(kept);
+  }
+
+  void compute_states() {
+    if (prompt_ != Prompt::kSoft && prompt_ != Prompt::kShuffled) return;
+    const std::int64_t max_len = model_.encoder_config.max_len;
+    std::vector<data::Span> spans;
+    comm::run_agreed(world_, [&] {
+      spans = encoder_spans(questions_, max_len);
+      if (prompt_ != Prompt::kShuffled) return;
+      spans = shuffled_spans(questions_, config_.shuffle_seed);
+      for (auto& span : spans) span.begin = std::max(span.begin, span.end - max_len);
+    });
+    states_QH_ = mean_states(model_.encoder, data_, spans, world_);
+  }
+
+  [[nodiscard]] ScoredPrompt scored(std::size_t q) const {
+    ScoredPrompt prompt{.prompt = &encoded_[q], .continuations = {}};
+    if (encoded_[q].gold < 0) return prompt;
+    for (const auto& letter : letters_) prompt.continuations.emplace_back(letter);
+    for (const auto& option : encoded_[q].options) prompt.continuations.emplace_back(option);
+    return prompt;
+  }
+
+  /// Batches are fixed by the questions and batch_rows; each rank takes a contiguous share of about equal cost.
+  Scores score_share() {
+    std::vector<std::int64_t> rows, costs;
+    for (std::size_t q = 0; q < questions_.size(); ++q) rows.push_back(num_rows(scored(q)));
+    const auto groups = group_by_rows(rows, config_.batch_rows);
+    for (const auto& group : groups) {
+      costs.push_back(std::accumulate(rows.begin() + static_cast<std::ptrdiff_t>(group.begin), rows.begin() + static_cast<std::ptrdiff_t>(group.end),
+                                      std::int64_t{0}));
+    }
+    std::size_t num_rounds = 0;
+    for (int rank = 0; rank < world_.size(); ++rank) {
+      const auto share = share_of(costs, rank, world_.size());
+      num_rounds = std::max(num_rounds, share.end - share.begin);
+    }
+    const auto share = share_of(costs, world_.rank(), world_.size());
+    Progress progress("evaluate " + config_.prompt, static_cast<std::int64_t>(questions_.size()), "questions", world_.rank() == 0);
+    Scores scores;
+    for (std::size_t round = 0; round < num_rounds; ++round) {
+      std::int64_t done = 0;
+      comm::run_agreed(world_, [&] {
+        const std::size_t g = share.begin + round;
+        if (g >= share.end) return;
+        score_group(groups[g], scores);
+        done = static_cast<std::int64_t>(groups[g].end - groups[g].begin);
+      });
+      progress.advance(comm::all_reduce(done, comm::ReduceOp::kSum, world_));
+      const auto stop = comm::all_reduce(static_cast<std::int64_t>(stop_requested() ? 1 : 0), comm::ReduceOp::kMax, world_);
+      comm::agree_or_throw(world_, stop == 0, ErrorCode::kRequeue, "evaluation stopped on request; run the same command again");
+    }
+    progress.finish();
+    return scores;
+  }
+
+  void score_group(const Group& group, Scores& scores) {
+    const at::NoGradGuard no_grad;
+    const auto size = static_cast<std::int64_t>(group.end - group.begin);
+    std::vector<ScoredPrompt> prompts;
+    std::vector<std::int64_t> with_options;
+    for (std::size_t q = group.begin; q < group.end; ++q) {
+      prompts.push_back(scored(q));
+      if (!prompts.back().continuations.empty()) with_options.push_back(static_cast<std::int64_t>(q - group.begin));
+    }
+    const auto packed = pack_prompts(prompts);
+    Tensor soft_BH;
+    if (prompt_ == Prompt::kZero) {
+      soft_BH = at::zeros({size, model_.llm->config().hidden}, at::kFloat);
+    } else if (has_soft_row(prompt_)) {
+      soft_BH = soft_tokens(*model_.adapter, states_QH_.narrow(0, static_cast<std::int64_t>(group.begin), size));
+    }
+    const auto head_RH = run_prompts(*model_.llm, packed, soft_BH);
+    scores.greedy.push_back(greedy_tokens(*model_.llm, head_RH, packed));
+    auto nats_B8 = at::zeros({size, kScores}, at::kFloat);
+    if (!with_options.empty()) {
+      const auto sums_C = continuation_sums(packed, token_log_probs(*model_.llm, head_RH, packed));
+      const auto means_M24 = (sums_C / packed.continuation_tokens_C).view({-1, 2, static_cast<std::int64_t>(kNumOptions)});
+      const auto nats_M8 = at::cat({means_M24.select(1, 0).log_softmax(1), means_M24.select(1, 1)}, 1);
+      UQA_CHECK(nats_M8.isfinite().all().item<bool>(), ErrorCode::kNumeric,
+                "an option's log-likelihood is not finite; align with a smaller optim.peak_lr, or evaluate with --dtype float32");
+      nats_B8.index_copy_(0, at::tensor(with_options, at::kLong), nats_M8);
+    }
+    scores.option_nats.push_back(nats_B8);
+  }
+
+  [[nodiscard]] std::vector<Prediction> judge_all(const Tensor& nats_Q8, const Tensor& greedy_Q) const {
+    UQA_CHECK(nats_Q8.size(0) == static_cast<std::int64_t>(questions_.size()), ErrorCode::kInternal, "{} of {} questions were scored", nats_Q8.size(0),
+              questions_.size());
+    const auto contiguous_Q8 = nats_Q8.contiguous();
+    const auto* nats = contiguous_Q8.const_data_ptr<float>();
+    std::vector<Prediction> predictions;
+    for (std::size_t q = 0; q < questions_.size(); ++q) {
+      const auto& question = questions_[q];
+      const auto token = greedy_Q[static_cast<std::int64_t>(q)].item<std::int64_t>();
+      Prediction prediction{.question = question.text,
+                            .prediction = encoder_->tokenizer().decode({token}, /*skip_special=*/true),
+                            .answer = question.answer,
+                            .type = data::code_of(question.type),
+                            .user = question.user,
+                            .id = question.id,
+                            .input_tokens = static_cast<std::int64_t>(encoded_[q].prompt.size()),
+                            .letter_nats = {},
+                            .text_nats = {},
+                            .correct = {}};
+      if (encoded_[q].gold >= 0) {
+        const auto* row = nats + static_cast<std::int64_t>(q) * kScores;
+        prediction.letter_nats.assign(row, row + kNumOptions);
+        prediction.text_nats.assign(row + kNumOptions, row + kScores);
+      }
+      judge(prediction, encoded_[q].gold);
+      predictions.push_back(std::move(prediction));
+    }
+    return predictions;
+  }
+
+  [[nodiscard]] EvaluationResult summarise(const std::vector<Prediction>& predictions, double seconds) const {
+    std::int64_t tokens = 0;
+    for (const auto& prediction : predictions) tokens += prediction.input_tokens;
+    const auto count = static_cast<double>(predictions.size());
+    EvaluationResult result{.prompt = config_.prompt,
+                            .questions_digest = set_.digest,
+                            .rules = count_correct(predictions),
+                            .input_tokens_per_question = static_cast<double>(tokens) / count,
+                            .questions_per_s = count / std::max(seconds, 1e-9),
+                            .details = {}};
+    result.details = {{"questions", predictions.size()},
+                      {"split", config_.split},
+                      {"run", fs::absolute(config_.run).string()},
+                      {"data_digest", data_.digest()},
+                      {"dtype", model_.llm->options().dtype == at::kBFloat16 ? "bf16" : "float32"},
+                      {"batch_rows", config_.batch_rows},
+                      {"shuffle_seed", config_.shuffle_seed},
+                      {"text_items", config_.text_items},
+                      {"max_questions", config_.max_questions},
+                      {"prompt_options", to_json(encoder_->options())},
+                      {"llm_digest", model_.info.at("llm").at("digest")},
+                      {"aligned_prompt", model_.prompt},
+                      {"answer", model_.info.at("answer")},
+                      {"ranks", world_.size()},
+                      {"seconds", seconds}};
+    if (set_.manifest.contains("prior_only")) result.details["prior_only"] = set_.manifest.at("prior_only");
+    return result;
+  }
+
+  void write(const std::vector<Prediction>& predictions, const EvaluationResult& result) {
+    std::string lines;
+    for (const auto& prediction : predictions) lines += to_json(prediction).dump(-1, ' ', false, Json::error_handler_t::replace) + "\n";
+    write_file_atomic(output_->path() / "predictions.jsonl", lines);
+    write_file_atomic(output_->path() / "result.json", to_json(result).dump(2, ' ', false, Json::error_handler_t::replace) + "\n");
+    output_->commit();
+    log::info("evaluate", "{} questions answered with prompt {}: {}", predictions.size(), config_.prompt, path_.string());
+  }
+
+  const EvaluateConfig& config_;
+  const comm::Communicator& world_;
+  Prompt prompt_;
+  AlignedModel model_;
+  data::Dataset data_;
+  data::QuestionSet set_;
+  std::vector<data::Question> questions_;
+  std::unique_ptr<PromptEncoder> encoder_;
+  LetterTokens letters_;
+  std::vector<EncodedQuestion> encoded_;
+  Tensor states_QH_;
+  fs::path path_;
+  std::optional<OutputDir> output_;
+};
+
+}  // namespace
+
+void EvaluateConfig::validate() const {
+  static_cast<void>(prompt_of_name(prompt));
+  UQA_CHECK(!run.empty(), ErrorCode::kConfig, "run is missing; give --run DIR");
+  UQA_CHECK(!data.empty(), ErrorCode::kConfig, "data is missing; give --data DIR");
+  UQA_CHECK(split == "test" || split == "train", ErrorCode::kConfig, "split = {}, must be test or train; change --split", split);
+  UQA_CHECK(dtype.empty() || dtype == "float32" || dtype == "bf16", ErrorCode::kConfig, "dtype = {}, must be float32 or bf16; change --dtype", dtype);
+  UQA_CHECK(batch_rows > 0, ErrorCode::kConfig, "batch_rows = {}, must be > 0; change --batch_rows", batch_rows);
+  UQA_CHECK(text_items > 0, ErrorCode::kConfig, "text_items = {}, must be > 0; change --text_items", text_items);
+  UQA_CHECK(max_questions >= 0, ErrorCode::kConfig, "max_questions = {}, must be >= 0 (0: all); change --max_questions", max_questions);
+  UQA_CHECK(num_threads >= 0, ErrorCode::kConfig, "num_threads = {}, must be >= 0 (0: cores of the host / ranks on it); change --num_threads", num_threads);
+}
+
+fs::path evaluation_directory(const EvaluateConfig& config, const std::string& questions_digest) {
+  const EvaluateConfig defaults;
+  std::string name = config.prompt;
+  if (config.prompt == "shuffled" && config.shuffle_seed != defaults.shuffle_seed) name += fmt::format(".seed{}", config.shuffle_seed);
+  if (config.prompt == "text" && config.text_items != defaults.text_items) name += fmt::format(".items{}", config.text_items);
+  if (config.split != defaults.split) name += "." + config.split;
+  if (config.max_questions != defaults.max_questions) name += fmt::format(".max{}", config.max_questions);
+  return fs::path(config.run) / "eval" / (name + "-" + questions_digest.substr(0, 8));
+}
+
+std::vector<data::Span> shuffled_spans(const std::vector<data::Question>& questions, std::int64_t seed) {
+  std::map<std::int64_t, std::vector<std::size_t>> by_user;
+  for (std::size_t q = 0; q < questions.size(); ++q) by_user[questions[q].user].push_back(q);
+  UQA_CHECK(by_user.size() >= 2, ErrorCode::kConfig, "prompt = shuffled, needs questions about at least 2 users and there are {}; choose another --prompt",
+            by_user.size());
+  std::vector<std::int64_t> users, others;
+  for (const auto& [user, list] : by_user) users.push_back(user);
+  others = users;
+  // Sattolo's algorithm: one cycle through all users, so nobody stays in place.
+  const auto key = stream_key(static_cast<std::uint64_t>(seed), "evaluate/shuffled");
+  PhiloxStream random(key);
+  for (std::size_t i = others.size() - 1; i > 0; --i) std::swap(others[i], others[random.below(i)]);
+  std::map<std::int64_t, std::int64_t> other_of;
+  for (std::size_t i = 0; i < users.size(); ++i) other_of[users[i]] = others[i];
+  std::vector<data::Span> spans;
+  for (const auto& question : questions) {
+    const auto& candidates = by_user.at(other_of.at(question.user));
+    PhiloxStream draw(mix_key(key, static_cast<std::uint64_t>(question.id)));
+    const auto& source = questions[candidates[draw.below(candidates.size())]];
+    spans.push_back({.user = source.user, .begin = source.begin, .end = source.end});
+  }
+  return spans;
+}
+
+EvaluationResult run_evaluate(const EvaluateConfig& config, const comm::Communicator& world) {
+  config.validate();
+  set_num_threads(config.num_threads, world);
+  return Evaluation(config, world)();
+}
+
+}  // namespace uqa::trainer

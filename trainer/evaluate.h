@@ -1,0 +1,50 @@
+// trainer/evaluate.h - answers the questions of a set with an aligned model and one kind of prompt; scores by three rules.
+//
+//   const auto result = run_evaluate({.run = "runs/align", .data = "ml-100k", .prompt = "soft"}, session.world());
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "comm/communicator.h"
+#include "data/batch.h"
+#include "data/question.h"
+#include "trainer/result.h"
+
+namespace uqa::trainer {
+
+struct EvaluateConfig {
+  std::string run;                 ///< run directory of `uqa align`; required
+  std::string data;                ///< directory written by `uqa import`; required
+  std::string questions;           ///< question set; "": the one that the run was aligned with
+  std::string split = "test";      ///< "test" or "train" questions
+  std::string prompt = "soft";     ///< soft, none, text, shuffled, zero
+  std::string output;              ///< "": <run>/eval/<prompt>-<questions digest>
+  std::string dtype;               ///< "float32", "bf16"; "": as the run was trained
+  std::int64_t batch_rows = 4096;  ///< most LLM rows of one forward pass; > 0
+  std::int64_t shuffle_seed = 1;   ///< which permutation of users `shuffled` takes
+  std::int64_t text_items = 32;    ///< most titles of a `text` prompt; > 0
+  std::int64_t max_questions = 0;  ///< a fixed random subset of so many; 0: all
+  std::int64_t num_threads = 0;    ///< OpenMP threads of one rank; 0: cores of the host / ranks on it
+  bool overwrite = false;          ///< replace an earlier evaluation
+  void validate() const;           ///< Error(kConfig) naming the field
+};
+
+/// Directory that an evaluation with this config writes by default: "<run>/eval/<name>-<first 8 digits of the digest>"; <name> is the
+/// prompt, with what differs from the defaults behind it ("shuffled.seed2", "text.items8", "soft.train", "soft.max100").
+[[nodiscard]] fs::path evaluation_directory(const EvaluateConfig& config, const std::string& questions_digest);
+
+/// For each question the history of another user: users are permuted without a fixed point, and the span is drawn from the other
+/// user's own questions. Depends on the questions and the seed alone. Error(kConfig) with fewer than 2 users.
+[[nodiscard]] std::vector<data::Span> shuffled_spans(const std::vector<data::Question>& questions, std::int64_t seed);
+
+/// Answers, scores, writes predictions.jsonl and result.json (whole or not at all). Every rank of `world` must call it. The result does
+/// not depend on the number of ranks. Throws Error(kRequeue) on a stop request; nothing is written then. Returns what result.json holds.
+[[nodiscard]] EvaluationResult run_evaluate(const EvaluateConfig& config, const comm::Communicator& world);
+
+/// The prior-only answerer as an evaluation: trained on the training questions, it answers the test questions without seeing any user, and
+/// `output` becomes an evaluation directory (prompt "prior") that compares with others. One rank calls it. No LLM is needed.
+EvaluationResult write_prior_evaluation(const fs::path& questions, const fs::path& output, bool overwrite);
+
+}  // namespace uqa::trainer

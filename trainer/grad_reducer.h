@@ -1,0 +1,55 @@
+// trainer/grad_reducer.h - data-parallel gradients: flat float32 buckets, summed over ranks while backward still runs.
+//
+//   GradReducer reducer(parameters, mesh.dp(), 25'000'000);
+//   reducer.begin_step();
+//   for (micro-steps) { if (last) reducer.arm(); loss.backward(); }
+//   const double waited_s = reducer.finish(1.0 / num_global_labels);
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <vector>
+
+#include "comm/communicator.h"
+
+namespace uqa::trainer {
+
+using at::Tensor;
+
+/// Owns the gradients of its parameters: each `grad()` is a view of a bucket, accumulated in place. Nobody may set a gradient to
+/// undefined or to another tensor. Buckets hold the parameters in reverse order (backward reaches the last ones first) and are
+/// all-reduced in one fixed order, bucket 0, 1, 2, ..., the same on all ranks, whatever the order in which gradients become
+/// ready. A parameter without a gradient contributes zeros. On a group of one nothing is hooked, copied or sent.
+class GradReducer {
+ public:
+  /// `parameters`: float32, contiguous leaves on the CPU that require a gradient, each once, equal on all ranks of `dp`. A bucket
+  /// takes parameters until it holds `bucket_bytes`; a larger parameter has a bucket of its own.
+  GradReducer(std::vector<Tensor> parameters, comm::Communicator dp, std::int64_t bucket_bytes);
+  ~GradReducer();
+  GradReducer(const GradReducer&) = delete;
+  GradReducer& operator=(const GradReducer&) = delete;
+
+  /// Zeroes all gradients. Gradients accumulate from here to finish(). Local.
+  void begin_step();
+  /// Says that the next backward is the step's last: buckets are sent as soon as they and all before them are ready. Each
+  /// parameter may receive its gradient once in that backward (so no re-entrant segments that share a parameter): a second time is
+  /// Error(kInternal). Without arm(), finish() sends everything. Local.
+  void arm();
+  /// Sends what is left, waits, and multiplies by `scale`. Returns the seconds that this step spent on communication which
+  /// backward did not hide (in finish() and inside the hooks). Collective over `dp`. Throws Error(kComm).
+  double finish(double scale = 1.0);
+
+  /// Views of the buckets, in the order of the parameters.
+  [[nodiscard]] std::vector<Tensor> gradients() const;
+  /// Euclidean norm of all gradients, accumulated in double; the same on all ranks after finish(). Local.
+  [[nodiscard]] double global_norm() const;
+  [[nodiscard]] std::int64_t num_buckets() const;
+
+ private:
+  class Hook;
+  struct Bucket;
+  struct State;
+  std::unique_ptr<State> state_;
+};
+
+}  // namespace uqa::trainer

@@ -1,0 +1,196 @@
+#include "trainer/pretrain.h"
+
+#include <algorithm>
+
+#include "core/log.h"
+#include "models/cost.h"
+#include "models/loss/item_softmax.h"
+#include "models/tensor_io.h"
+#include "trainer/autocast.h"
+#include "trainer/next_item_eval.h"
+#include "trainer/run_info.h"
+
+namespace uqa::trainer {
+namespace {
+
+struct PretrainBatch : TaskBatch {
+  std::vector<std::shared_ptr<const data::PackedBatch>> micro;
+};
+
+}  // namespace
+
+struct PretrainTask::Impl {
+  PretrainConfig config;
+  data::Dataset data;
+  data::Splits splits;
+  models::UserModelConfig model_config;
+  models::UserModel model{nullptr};
+  double mean_length = 1;  ///< of a training history: attention's share of the FLOPs
+  [[nodiscard]] bool bf16() const { return config.loop.train.dtype == "bf16"; }
+
+  std::optional<Validation> evaluate(const std::vector<data::Span>& spans, const comm::Mesh& mesh) {
+    if (spans.empty()) return std::nullopt;
+    model->eval();
+    const auto result = evaluate_next_item(*model, data, spans, mesh.dp(), {.batch_users = config.eval_users});
+    Validation validation{.metric = result.values.at(config.metric), .values = result.values};
+    validation.values["users"] = static_cast<double>(result.num_users);
+    return validation;
+  }
+};
+
+PretrainTask::PretrainTask(PretrainConfig config) : impl_(std::make_unique<Impl>()) {
+  config.validate();
+  auto& s = *impl_;
+  s.config = std::move(config);
+  s.data = data::Dataset::open(s.config.data, s.config.read == "map" ? data::ReadMode::kMap : data::ReadMode::kRead);
+  s.splits = data::make_splits(s.data, data::parse_split(s.config.split), s.config.model.max_len);
+  s.model_config = resolve(s.config.model, s.data.schema());
+  s.model = models::UserModel(s.model_config);
+  s.model->init_weights(static_cast<std::uint64_t>(s.config.loop.train.seed));
+  double rows = 0;
+  for (const auto& span : s.splits.train) rows += static_cast<double>(span.end - span.begin - 1);
+  s.mean_length = rows / static_cast<double>(std::max<std::size_t>(s.splits.train.size(), 1));
+}
+
+PretrainTask::~PretrainTask() = default;
+
+std::vector<NamedParameter> PretrainTask::parameters() const {
+  std::vector<NamedParameter> parameters;
+  for (const auto& parameter : impl_->model->named_parameters()) parameters.push_back({parameter.key(), parameter.value()});
+  return parameters;
+}
+
+std::int64_t PretrainTask::num_samples() const { return static_cast<std::int64_t>(impl_->splits.train.size()); }
+
+std::int64_t PretrainTask::cost(std::int64_t sample) const {
+  const auto& span = impl_->splits.train[static_cast<std::size_t>(sample)];
+  return span.end - span.begin;
+}
+
+std::unique_ptr<TaskBatch> PretrainTask::load(const std::vector<std::int64_t>& samples) const {
+  auto batch = std::make_unique<PretrainBatch>();
+  const std::size_t limit = impl_->config.loop.batch.micro_users == 0 ? samples.size() : static_cast<std::size_t>(impl_->config.loop.batch.micro_users);
+  for (std::size_t begin = 0; begin < samples.size(); begin += limit) {
+    const std::vector<std::int64_t> ids(samples.begin() + static_cast<std::ptrdiff_t>(begin),
+                                        samples.begin() + static_cast<std::ptrdiff_t>(std::min(begin + limit, samples.size())));
+    std::vector<data::Span> spans;
+    for (const auto id : ids) spans.push_back(impl_->splits.train[static_cast<std::size_t>(id)]);
+    auto packed = std::make_shared<const data::PackedBatch>(data::pack(impl_->data, spans, ids, data::Targets::kNext));
+    batch->num_labels += std::count_if(packed->targets.begin(), packed->targets.end(), [](std::int64_t t) { return t >= 0; });
+    batch->num_interactions += packed->num_interactions();
+    batch->micro.push_back(std::move(packed));
+  }
+  batch->num_micro_batches = static_cast<std::int64_t>(batch->micro.size());
+  return batch;
+}
+
+Tensor PretrainTask::loss_sum(const TaskBatch& batch, std::int64_t micro, const models::DropoutContext& context) {
+  const auto& parts = static_cast<const PretrainBatch&>(batch).micro;
+  if (micro >= static_cast<std::int64_t>(parts.size())) return at::zeros({}, at::kFloat);
+  const auto& packed = parts[static_cast<std::size_t>(micro)];
+  Tensor h_TD;
+  {
+    const AutocastBf16 autocast(impl_->bf16());
+    h_TD = impl_->model->item_hiddens(impl_->model->forward(wrap_user_batch(packed), context));
+  }
+  return models::item_softmax_loss(h_TD.to(at::kFloat), impl_->model->item_table(), wrap_targets(packed), {.bf16 = impl_->bf16()});
+}
+
+std::optional<Validation> PretrainTask::validate(const comm::Mesh& mesh) { return impl_->evaluate(impl_->splits.valid, mesh); }
+
+std::optional<Validation> PretrainTask::test(const comm::Mesh& mesh) { return impl_->evaluate(impl_->splits.test, mesh); }
+
+double PretrainTask::flops(std::int64_t num_interactions, std::int64_t /*num_tokens*/, std::int64_t num_labels) const {
+  const double rows = static_cast<double>(num_interactions), labels = static_cast<double>(num_labels);
+  return 3 * models::forward_flops(impl_->model_config, rows, impl_->mean_length, labels).total();
+}
+
+void PretrainTask::set_training(bool on) { impl_->model->train(on); }
+
+void PretrainTask::save_model(const fs::path& directory) const {
+  const auto& s = *impl_;
+  models::save_tensors(directory / "model.safetensors", models::state_dict(*s.model));
+  const Json json{{"format", "uqa.user_model"},
+                  {"version", 1},
+                  {"stage", stage()},
+                  {"model", to_json(s.model_config)},
+                  {"schema", s.data.schema().to_json()},
+                  {"data_digest", s.data.digest()},
+                  {"split", s.config.split},
+                  {"preset", s.config.preset}};
+  write_file_atomic(directory / "model.json", json.dump(2) + "\n");
+}
+
+const data::Dataset& PretrainTask::dataset() const { return impl_->data; }
+const data::Splits& PretrainTask::splits() const { return impl_->splits; }
+models::UserModel PretrainTask::model() const { return impl_->model; }
+
+std::vector<std::string> PretrainTask::deviations() const {
+  const auto& s = *impl_;
+  std::vector<std::string> list{
+      "histories are packed end to end, the reference pads each to max_len and computes the padding",
+      "the item softmax is streamed over blocks of the catalogue; the reference materialises every logit",
+      "dropout, data order and initial weights come from counter-based numbers keyed by seed; the reference seeds only Python's random",
+      "batches are drawn for the whole world and split by length, none is repeated; the reference's sampler repeats samples to fill ranks",
+      "the loss is the mean over all labels of the global batch; the reference averages the means of its ranks",
+      "users with fewer than 2 interactions are left out; the reference fails on them",
+      "evaluation counts every user once and sums over ranks, ties count half; the reference repeats tail users and averages the means of its ranks",
+  };
+  if (s.config.model.encoder == "sasrec") list.emplace_back("every layer has initial weights of its own; the reference starts all attention layers with the same tensor");
+  if (s.config.preset != "faithful") {
+    list.push_back(fmt::format("sizes and optimizer are this run's: hidden {}, {} layers, {} heads, max_len {}, item width {}, dropout {} / {} (attention), "
+                               "learning rate {}, split {}; `--preset faithful` gives the published ones",
+                               s.config.model.hidden, s.config.model.num_layers, s.config.model.num_heads, s.config.model.max_len, s.config.model.item_dim,
+                               s.config.model.dropout, s.config.model.attention_dropout, s.config.loop.optim.peak_lr, s.config.split));
+  }
+  if (s.bf16()) list.emplace_back("matrix products are bfloat16 with float32 accumulation and master weights; the reference trains in float32 with TF32");
+  return list;
+}
+
+Json run_pretrain(const PretrainConfig& config, const comm::Mesh& mesh, RunDirectory& run) {
+  const auto& world = mesh.world();
+  std::unique_ptr<PretrainTask> task;
+  comm::run_agreed(world, [&] { task = std::make_unique<PretrainTask>(config); });
+  set_num_threads(config.loop.train.num_threads, world);
+  const auto& splits = task->splits();
+  Json info = describe_run(mesh);
+  info["deviations"] = task->deviations();
+  info["data"] = {{"path", config.data},
+                  {"digest", task->dataset().digest()},
+                  {"users", task->dataset().num_users()},
+                  {"interactions", task->dataset().num_interactions()},
+                  {"train_users", splits.train.size()},
+                  {"valid_users", splits.valid.size()},
+                  {"test_users", splits.test.size()},
+                  {"users_without_train", splits.users_without_train},
+                  {"users_without_eval", splits.users_without_eval},
+                  {"users_left_out", splits.users_left_out}};
+  const auto counts = models::count_parameters(task->model()->config());
+  info["parameters"] = {{"tables", counts.tables}, {"projections", counts.projections}, {"backbone", counts.backbone}, {"total", counts.total()}};
+  info["flops"] = {{"convention", models::kFlopsConvention},
+                   {"training_per_interaction", task->flops(1, 0, 0)},
+                   {"training_per_label", task->flops(0, 0, 1)}};
+  comm::run_agreed(world, [&] { run.write_run_json(info); });
+  log::info("pretrain", "{}: {} users to train on, {} to validate, {} to test; {} parameters in tables, {} in the rest", config.model.encoder,
+            splits.train.size(), splits.valid.size(), splits.test.size(), counts.tables, counts.total() - counts.tables);
+
+  const auto trained = run_training(*task, config.loop, mesh, run);
+  const auto test = task->test(mesh);
+  Json result{{"stage", task->stage()},
+              {"steps", trained.steps},
+              {"epochs", trained.epochs},
+              {"last_loss_nats", trained.last_loss_nats},
+              {"best_step", trained.best_step},
+              {"stopped_early", trained.stopped_early},
+              {"metric", config.metric}};
+  if (trained.best_metric) result["best_valid_metric"] = *trained.best_metric;
+  if (test) result["test"] = test->values;
+  comm::run_agreed(world, [&] {
+    if (!run.writer()) return;
+    write_file_atomic(run.path() / "result.json", result.dump(2) + "\n");
+    run.write_run_json({{"result", result}});
+  });
+  return result;
+}
+
+}  // namespace uqa::trainer

@@ -14,12 +14,6 @@ function(uqa_add_unit_test name)
   if(NOT T_LABEL)
     set(T_LABEL unit)
   endif()
-  foreach(tmp_source IN LISTS T_UNPARSED_ARGUMENTS)  # TEMP
-    if(NOT EXISTS "${CMAKE_CURRENT_SOURCE_DIR}/${tmp_source}" AND NOT EXISTS "${tmp_source}")  # TEMP
-      message(WARNING "${name}: ${tmp_source} missing yet")  # TEMP
-      return()  # TEMP
-    endif()  # TEMP
-  endforeach()  # TEMP
   add_executable(${name} ${T_UNPARSED_ARGUMENTS})
   target_link_libraries(${name} PRIVATE ${T_LINK} uqa_warnings GTest::gtest GTest::gmock GTest::gtest_main)
   target_include_directories(${name} PRIVATE "${CMAKE_SOURCE_DIR}")
@@ -38,12 +32,6 @@ function(uqa_add_dist_test name)
   if(NOT T_LABEL)
     set(T_LABEL dist)
   endif()
-  foreach(tmp_source IN LISTS T_UNPARSED_ARGUMENTS)  # TEMP
-    if(NOT EXISTS "${CMAKE_CURRENT_SOURCE_DIR}/${tmp_source}" AND NOT EXISTS "${tmp_source}")  # TEMP
-      message(WARNING "${name}: ${tmp_source} missing yet")  # TEMP
-      return()  # TEMP
-    endif()  # TEMP
-  endforeach()  # TEMP
   add_executable(${name} ${T_UNPARSED_ARGUMENTS})
   target_link_libraries(${name} PRIVATE ${T_LINK} uqa_dist_main uqa_warnings)
   target_include_directories(${name} PRIVATE "${CMAKE_SOURCE_DIR}")

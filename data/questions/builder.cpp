@@ -139,8 +139,10 @@ void QuestionBuildOptions::validate() const {
 HistoryView view_of(const Dataset& data) {
   HistoryView view;
   view.items.reserve(static_cast<std::size_t>(data.num_interactions()));
-  for (std::int64_t user = 0; user < data.num_users(); ++user)
+  for (std::int64_t user = 0; user < data.num_users(); ++user) {
     view.add_user(data.values(0, user, 0, data.length(user)));
+    view.raw_user_ids.emplace_back(data.raw_user_id(user));
+  }
   view.catalog = data.items();
   view.digest = data.digest();
   return view;
@@ -220,6 +222,8 @@ BuiltQuestions make_questions(const HistoryView& view, const QuestionBuildOption
             "{} train and {} test questions could be made, at least one each is needed; the data set needs titles or "
             "attributes and more users",
             built.train.size(), built.test.size());
+  built.train_users = train_users;
+  built.test_users = test_users;
   report.train_users = count_users(built.train);
   report.test_users = count_users(built.test);
 
@@ -234,6 +238,23 @@ BuiltQuestions make_questions(const HistoryView& view, const QuestionBuildOption
   report.seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - started).count();
   return built;
 }
+
+namespace {
+
+/// Raw ids, one a line, of the users whose place in the list `keep` accepts.
+std::string user_lines(const HistoryView& view, const std::vector<std::int64_t>& users, const std::function<bool(std::size_t)>& keep) {
+  std::string text;
+  for (std::size_t i = 0; i < users.size(); ++i) {
+    if (!keep(i)) continue;
+    text += view.raw_user_ids.empty() ? std::to_string(users[i]) : view.raw_user_ids[static_cast<std::size_t>(users[i])];
+    text += '\n';
+  }
+  return text;
+}
+
+constexpr std::size_t kValidEvery = 10;  // one train-side user in so many validates pre-training
+
+}  // namespace
 
 QuestionBuildReport write_questions(const HistoryView& view, const QuestionBuildOptions& options,
                                     const fs::path& output, bool overwrite, const QuestionProgress& progress) {
@@ -255,6 +276,10 @@ QuestionBuildReport write_questions(const HistoryView& view, const QuestionBuild
       {"notes", report.notes}};
   write_file_atomic(directory.path() / kTrainQuestions, train);
   write_file_atomic(directory.path() / kTestQuestions, test);
+  const auto validates = [](std::size_t i) { return i % kValidEvery == kValidEvery - 1; };
+  write_file_atomic(directory.path() / "users_train.txt", user_lines(view, built.train_users, [&](std::size_t i) { return !validates(i); }));
+  write_file_atomic(directory.path() / "users_valid.txt", user_lines(view, built.train_users, validates));
+  write_file_atomic(directory.path() / "users_test.txt", user_lines(view, built.test_users, [](std::size_t) { return true; }));
   write_file_atomic(directory.path() / kQuestionManifest, manifest.dump(1) + "\n");
   directory.commit();
   return report;

@@ -61,6 +61,7 @@ struct QuestionBuildReport {
 
 struct BuiltQuestions {
   std::vector<Question> train, test;
+  std::vector<std::int64_t> train_users, test_users;  ///< all users of each side, asked about or not
   QuestionBuildReport report;
 };
 
@@ -73,7 +74,8 @@ using QuestionProgress = std::function<void(std::int64_t done, std::int64_t tota
                                             const QuestionProgress& progress = {});
 
 /// Makes the questions of `data` and writes questions.json, train.jsonl and test.jsonl as a directory that is whole or
-/// absent. One rank calls it. Throws as make_questions and OutputDir.
+/// absent; with them users_train.txt, users_valid.txt (a tenth of the train side) and users_test.txt, raw ids one a line, so that
+/// pre-training can keep the users of test questions out (--data.split=files:...). One rank calls it. Throws as make_questions and OutputDir.
 QuestionBuildReport build_questions(const Dataset& data, const QuestionBuildOptions& options, const fs::path& output,
                                     bool overwrite = false, const QuestionProgress& progress = {});
 /// The same from a view.

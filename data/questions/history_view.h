@@ -26,6 +26,7 @@ struct HistoryView {
   std::vector<std::int32_t> items;
   ItemCatalog catalog;
   std::string digest;  ///< of the data set; recorded in questions.json
+  std::vector<std::string> raw_user_ids;  ///< the source's ids; empty: users are named by their numbers
 
   [[nodiscard]] std::int64_t num_users() const { return static_cast<std::int64_t>(offsets.size()) - 1; }
   [[nodiscard]] std::int64_t length(std::int64_t user) const {
@@ -50,7 +51,7 @@ struct HistoryView {
   }
 };
 
-/// Copies the item ids and the catalogue of `data`.
+/// Copies the item ids, the users' names and the catalogue of `data`.
 [[nodiscard]] HistoryView view_of(const Dataset& data);
 
 }  // namespace uqa::data

@@ -56,8 +56,8 @@ TEST(GradReducer, GivesTheSumOverAllShardsForAnyBucketSize) {
   for (const auto bucket_bytes : {kOnePerBucket, std::int64_t{200}, kAllInOne}) {
     const Model model;
     GradReducer reducer(model.parameters(), world, bucket_bytes);
-    if (bucket_bytes == kOnePerBucket) EXPECT_EQ(reducer.num_buckets(), 4);
-    if (bucket_bytes == kAllInOne) EXPECT_EQ(reducer.num_buckets(), 1);
+    if (bucket_bytes == kOnePerBucket) { EXPECT_EQ(reducer.num_buckets(), 4); }
+    if (bucket_bytes == kAllInOne) { EXPECT_EQ(reducer.num_buckets(), 1); }
     for (int step = 0; step < 3; ++step) {
       reducer.begin_step();
       reducer.arm();

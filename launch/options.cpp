@@ -16,6 +16,8 @@ namespace uqa::launch {
 namespace po = boost::program_options;
 namespace {
 
+constexpr const char* kStrayWord = "stray word";
+
 std::string only(const std::string& name, const std::vector<std::string>& values) {
   UQA_CHECK(values.size() == 1, ErrorCode::kConfig, "--{} is given {} times, takes one value; keep one", name, values.size());
   return values.front();
@@ -123,7 +125,9 @@ bool OptionSet::parse(const std::vector<std::string>& args) {
     description.add_options()(option.name.c_str(), value, "");
   }
   po::positional_options_description positional;
-  if (!positional_.empty()) positional.add(positional_.c_str(), -1);
+  // Stray words are collected too, so that an unknown option before them is what the error names.
+  positional.add(positional_.empty() ? kStrayWord : positional_.c_str(), -1);
+  if (positional_.empty()) description.add_options()(kStrayWord, po::value<std::vector<std::string>>(), "");
 
   // Switches may carry "=true": boost's zero_tokens() refuses that, so it is split off here.
   std::vector<std::string> words;
@@ -144,13 +148,9 @@ bool OptionSet::parse(const std::vector<std::string>& args) {
     const auto style = po::command_line_style::unix_style & ~po::command_line_style::allow_guessing;
     const auto parsed = po::command_line_parser(words).options(description).positional(positional).style(style).allow_unregistered().run();
     for (const auto& entry : parsed.options) {
-      if (entry.unregistered || (entry.position_key >= 0 && positional_.empty())) {
-        const std::string word = entry.string_key.empty() ? entry.original_tokens.front() : entry.string_key;
-        if (entry.position_key >= 0 || entry.string_key.empty()) {
-          UQA_FAIL(ErrorCode::kConfig, "unexpected word '{}'; options start with --, see uqa {} --help", word, command_);
-        }
-        (void)find(word, "");
-      }
+      if (entry.unregistered) (void)find(entry.string_key, "");
+      UQA_CHECK(entry.string_key != kStrayWord, ErrorCode::kConfig, "unexpected word '{}'; options start with --, see uqa {} --help",
+                entry.value.empty() ? "" : entry.value.front(), command_);
       if (entry.string_key == "help") return false;
       auto& values = given[entry.string_key];
       values.insert(values.end(), entry.value.begin(), entry.value.end());

@@ -44,7 +44,7 @@ void AlignConfig::validate() const {
             "validation_fraction = {}, must be in [0, 1); change --validation_fraction", validation_fraction);
   UQA_CHECK(validation_questions >= 0, ErrorCode::kConfig, "validation_questions = {}, must be >= 0; change --validation_questions",
             validation_questions);
-  UQA_CHECK(micro_rows > 0, ErrorCode::kConfig, "micro_rows = {}, must be > 0; change --batch.micro_rows", micro_rows);
+  UQA_CHECK(micro_rows > 0, ErrorCode::kConfig, "micro_rows = {}, must be > 0; change --micro_rows", micro_rows);
   const Frozen frozen = parse_freeze(freeze);
   UQA_CHECK(frozen.llm || lora.rank == 0, ErrorCode::kConfig,
             "lora.rank = {} while the whole LLM is trained (freeze = {}), must be 0; add llm to --freeze or give --lora.rank 0", lora.rank, freeze);

@@ -20,9 +20,11 @@ class SplitTest : public DataTest {
     for (std::size_t u = 0; u < lengths.size(); ++u) {
       for (int t = 1; t <= lengths[u]; ++t) csv += fmt::format("u{},i{},{},\n", u, t, 10 * t);
     }
-    (void)import_files(csv_schema(), {write("s.csv", csv)}, "s");
-    return Dataset::open(dir_ / "s");
+    const std::string name = fmt::format("s{}", num_made_++);
+    (void)import_files(csv_schema(), {write(name + ".csv", csv)}, name);
+    return Dataset::open(dir_ / name);
   }
+  mutable int num_made_ = 0;
   static std::vector<std::string> show(const std::vector<Span>& spans) {
     std::vector<std::string> out;
     for (const auto& s : spans) out.push_back(fmt::format("{}[{},{})", s.user, s.begin, s.end));

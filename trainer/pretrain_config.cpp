@@ -37,6 +37,10 @@ void require_one_of(const char* field, const std::string& value, std::initialize
 }  // namespace
 
 void PretrainConfig::validate() const {
+  // The structure is checked on a schema of one table, so that a wrong setting is refused before any data is opened.
+  auto structure = model;
+  structure.dims.clear();
+  resolve(structure, {.tables = {{"item", 1}}, .features = {{"item", "item", false}}}).validate();
   UQA_CHECK(!data.empty(), ErrorCode::kConfig, "data is not set; give the directory that `uqa import` wrote");
   static_cast<void>(data::parse_split(split));
   require_one_of("read", read, {"map", "read"});

@@ -93,7 +93,7 @@ after=$(cat data/* 2>/dev/null | cksum)
 [ "$before" = "$after" ] || { failures=$((failures + 1)); echo "FAILED: a full disk changed the earlier data set"; }
 
 # Shards.
-small=(--model.hidden=16 --model.item_dim=8 --model.feature_dim=4 --model.max_len=16 --train.epochs=1 --data.split=ratio:0.8)
+small=(--model.item_dim=8 --model.feature_dim=4 --model.max_len=16 --train.epochs=1 --data.split=ratio:0.8)
 cp -r data cut
 shard=$(find cut -name '*.h5' | head -n 1)
 truncate -s -100 "$shard"
@@ -110,12 +110,12 @@ mkdir busy
 echo mine > busy/notes.txt
 expect 2 "busy" pretrain --data data --run busy "${small[@]}"
 [ "$(cat busy/notes.txt)" = mine ] || { failures=$((failures + 1)); echo "FAILED: a refused run directory was changed"; }
-good pretrain --data data --run trm "${small[@]}"
-expect 2 "hidden" pretrain --data data --run trm "${small[@]}" --model.hidden=32
-good pretrain --data data --run other "${small[@]}" --model.hidden=32
+good pretrain --data data --run trm --model.hidden=16 "${small[@]}"
+expect 2 "hidden" pretrain --data data --run trm --model.hidden=32 "${small[@]}"
+good pretrain --data data --run other --model.hidden=32 "${small[@]}"
 rm -rf other/checkpoints other/result.json other/model.safetensors
 cp -r trm/checkpoints other/checkpoints
-expect 3 "shape|\[" pretrain --data data --run other "${small[@]}" --model.hidden=32
+expect 3 "16 x .*32 x " pretrain --data data --run other --model.hidden=32 "${small[@]}"
 
 # Language model and tokenizer.
 if [ "$ranks" = 1 ]; then

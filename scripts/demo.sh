@@ -29,7 +29,7 @@ llm=third_party/smollm2-135m-instruct
 if [ "$full" = 1 ]; then
   work=$demo/full seeds=(1 2 3) train=24000 test=4200
 else
-  work=$demo seeds=(1) train=4200 test=840
+  work=$demo seeds=(1) train=2800 test=560
 fi
 start=$(date +%s)
 stage() { printf '\n[demo %4d s] %s\n' "$(($(date +%s) - start))" "$*"; }

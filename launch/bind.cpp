@@ -1,10 +1,6 @@
 #include "launch/bind.h"
 
 #include <algorithm>
-#include <cstdlib>
-#include <thread>
-
-#include <sched.h>
 
 #include "core/log.h"
 #include "core/text.h"
@@ -77,27 +73,6 @@ void apply(const CallSettings& call) {
             suggestion(call.log_level, levels));
   UQA_CHECK(call.timeout_s > 0, ErrorCode::kConfig, "--comm.timeout_s = {}, must be above 0", call.timeout_s);
   log::configure(static_cast<log::Level>(at - levels.begin()), call.log_all_ranks);
-}
-
-void set_num_threads(std::int64_t requested, int ranks_on_host) {
-  UQA_CHECK(requested >= 0, ErrorCode::kConfig, "--train.num_threads = {}, must be 0 or more", requested);
-  cpu_set_t mask;
-  CPU_ZERO(&mask);
-  const int bound = sched_getaffinity(0, sizeof mask, &mask) == 0 ? CPU_COUNT(&mask) : static_cast<int>(std::thread::hardware_concurrency());
-  // A binding already gives each rank its share; unbound ranks share the host.
-  const int host = static_cast<int>(std::thread::hardware_concurrency());
-  const int fair = std::max(1, bound < host ? bound : host / std::max(1, ranks_on_host));
-  const int threads = requested > 0 ? static_cast<int>(requested) : fair;
-  if (threads > bound) {
-    log::warn("launch", "threads = {}, but this rank is bound to {} core{}; give mpirun --bind-to none or --train.num_threads={}", threads, bound,
-              bound == 1 ? "" : "s", bound);
-  } else if (requested == 0 && bound < host && ranks_on_host < host) {
-    const int wanted = host / std::max(1, ranks_on_host);
-    if (bound < wanted) {
-      log::warn("launch", "this rank is bound to {} of {} cores; mpirun --bind-to none would let it use {}", bound, host, wanted);
-    }
-  }
-  at::set_num_threads(threads);
 }
 
 }  // namespace uqa::launch

@@ -21,7 +21,4 @@ void bind(OptionSet& options, CallSettings& call);
 /// Applies log settings. Error(kConfig) for an unknown level.
 void apply(const CallSettings& call);
 
-/// Threads of this rank: `requested`, or the host's cores over the ranks on it. Warns when fewer cores than threads are bound.
-void set_num_threads(std::int64_t requested, int ranks_on_host);
-
 }  // namespace uqa::launch

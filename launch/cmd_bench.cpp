@@ -9,7 +9,6 @@
 #include "core/text.h"
 #include "launch/bind.h"
 #include "launch/command.h"
-#include "launch/stage.h"
 #include "models/cost.h"
 #include "models/loss/item_softmax.h"
 #include "models/user_model.h"
@@ -17,6 +16,7 @@
 #include "trainer/metrics.h"
 #include "trainer/optimizer.h"
 #include "trainer/pretrain.h"
+#include "trainer/run_info.h"
 
 namespace uqa::launch {
 namespace {
@@ -56,7 +56,7 @@ class BenchCommand final : public Command {
                 users_, steps_);
       UQA_CHECK(dtype_ == "float32" || dtype_ == "bf16", ErrorCode::kConfig, "--dtype = {}, must be float32 or bf16", dtype_);
     });
-    set_num_threads(num_threads_, ranks_on_host());
+    trainer::set_num_threads(num_threads_, world);
     const Json record = measure(world);
     if (world.rank() == 0) std::printf("%s\n", record.dump().c_str());
   }

@@ -3,7 +3,6 @@
 #include "comm/communicator.h"
 #include "launch/bind.h"
 #include "launch/command.h"
-#include "launch/stage.h"
 #include "trainer/evaluate.h"
 
 namespace uqa::launch {
@@ -16,7 +15,7 @@ class EvaluateCommand final : public Command {
     options_.add("data", &config_.data, "imported data set (directory of uqa import)", OptionSet::kRequired);
     options_.add("questions", &config_.questions, "question set; empty: the one that the run was aligned with");
     options_.add("split", &config_.split, "test or train questions");
-    options_.add("prompt", &config_.prompt, "soft, none, text (titles), shuffled (another user's token) or zero");
+    options_.add("prompt", &config_.prompt, "soft, none, text (titles), shuffled (another user's token), zero, or prior (an answerer without LLM that sees everything but the user)");
     options_.add("output", &config_.output, "where to write; empty: RUN/eval/PROMPT-DIGEST");
     options_.add("dtype", &config_.dtype, "GEMM type of the LLM, float32 or bf16; empty: as it was trained");
     options_.add("batch_rows", &config_.batch_rows, "most LLM rows of one forward pass (> 0)");
@@ -34,17 +33,29 @@ class EvaluateCommand final : public Command {
   void run(comm::Session* session) override {
     apply(call_);
     config_.overwrite = call_.overwrite;
+    if (config_.prompt == "prior") return run_prior(session->world());
     comm::run_agreed(session->world(), [&] { config_.validate(); });
     session->configure_watchdog({.timeout_s = call_.timeout_s});
-    set_num_threads(config_.num_threads, ranks_on_host());
     const auto result = trainer::run_evaluate(config_, session->world());
-    if (session->world().rank() != 0) return;
+    if (session->world().rank() == 0) print(result);
+  }
+
+ private:
+  /// One rank trains and scores the prior-only answerer: it takes seconds.
+  void run_prior(const comm::Communicator& world) const {
+    comm::run_agreed(world, [&] {
+      UQA_CHECK(!config_.questions.empty() && !config_.output.empty(), ErrorCode::kConfig,
+                "--prompt prior needs --questions and --output; give both");
+      if (world.rank() == 0) print(trainer::write_prior_evaluation(config_.questions, config_.output, config_.overwrite));
+    });
+  }
+
+  static void print(const trainer::EvaluationResult& result) {
     for (const auto rule : trainer::kRules) {
       if (result.rules.contains(rule)) std::printf("\n%s", trainer::render_table({{result.prompt, result}}, rule).c_str());
     }
   }
 
- private:
   trainer::EvaluateConfig config_;
   CallSettings call_;
   OptionSet options_{"evaluate", "answers questions with a soft prompt or a baseline and scores them by three rules",

@@ -1,4 +1,4 @@
-// launch/stage.h - what every training stage needs before it starts: watchdog, threads, mesh, run directory.
+// launch/stage.h - what every training stage needs before it starts: mesh, run directory, watchdog.
 #pragma once
 
 #include <string>
@@ -24,8 +24,5 @@ struct Stage {
 
 /// Collective. Refusals are agreed: every rank throws the same error before any work starts.
 [[nodiscard]] Stage open_stage(comm::Session& session, const StageRequest& request);
-
-/// Ranks of this job on this host, from the launcher's environment; 1 without a launcher.
-[[nodiscard]] int ranks_on_host();
 
 }  // namespace uqa::launch

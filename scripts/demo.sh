@@ -103,6 +103,10 @@ else
   add_arm shuffled "$work/align-1" shuffled shuffled
 fi
 add_arm text "$work/align-1" text text --text_items 32
+if [ -e "$work/prior/result.json" ]; then reuse "$work/prior"; else
+  "$uqa" evaluate --prompt prior --run "$work/align-1" --data "$demo/data" --questions "$work/questions" --output "$work/prior" >/dev/null
+fi
+arms+=("prior-only=$work/prior")
 
 stage "compare"
 "$uqa" compare "${arms[@]}" --output "$work/result.json" --overwrite

@@ -120,8 +120,11 @@ File File::create(const fs::path& path) {
   const LibraryLock lock;
   const Handle access(checked(H5Pcreate(H5P_FILE_ACCESS), path, "prepare"), H5Pclose);
   checked(H5Pset_alignment(access.get(), 0, static_cast<hsize_t>(kAlignment)), path, "set the alignment");
+  checked(H5Pset_fapl_core(access.get(), std::size_t{1} << 20, false), path, "keep the file in memory");
   const hid_t id = H5Fcreate(path.c_str(), H5F_ACC_TRUNC, H5P_DEFAULT, access.get());
-  return {path, checked(id, path, "create the file")};
+  File file{path, checked(id, path, "create the file")};
+  file.in_memory_ = true;
+  return file;
 }
 
 File File::open(const fs::path& path) {
@@ -132,11 +135,12 @@ File File::open(const fs::path& path) {
   return {path, checked(H5Fopen(path.c_str(), H5F_ACC_RDONLY, access.get()), path, "open it as HDF5")};
 }
 
-File::File(File&& other) noexcept : path_(std::move(other.path_)), id_(std::exchange(other.id_, -1)) {}
+File::File(File&& other) noexcept : path_(std::move(other.path_)), id_(std::exchange(other.id_, -1)), in_memory_(other.in_memory_) {}
 
 File& File::operator=(File&& other) noexcept {
   std::swap(path_, other.path_);
   std::swap(id_, other.id_);
+  std::swap(in_memory_, other.in_memory_);
   return *this;
 }
 
@@ -147,11 +151,19 @@ File::~File() {
 }
 
 void File::close() {
-  const LibraryLock lock;
-  const hid_t id = std::exchange(id_, -1);
-  if (id < 0) return;
-  checked(H5Fflush(id, H5F_SCOPE_GLOBAL), path_, "write it out");
-  checked(H5Fclose(id), path_, "close it");
+  std::string image;
+  {
+    const LibraryLock lock;
+    if (id_ < 0) return;
+    if (in_memory_) {
+      checked(H5Fflush(id_, H5F_SCOPE_GLOBAL), path_, "complete the file");
+      const auto size = checked(H5Fget_file_image(id_, nullptr, 0), path_, "measure the file");
+      image.resize(static_cast<std::size_t>(size));
+      checked(H5Fget_file_image(id_, image.data(), image.size()), path_, "copy the file");
+    }
+    checked(H5Fclose(std::exchange(id_, -1)), path_, "close the file");
+  }
+  if (in_memory_) write_file_atomic(path_, image);
 }
 
 void File::write_array(const std::string& name, Type type, const void* values, std::int64_t count) {

@@ -51,7 +51,8 @@ struct ArrayPlace {
 /// Errors are Error(kData) with the file, what was tried and the library's own reason.
 class File {
  public:
-  /// Creates or truncates.
+  /// A new file, kept in memory until close() writes it as a whole: HDF5 itself never meets a full disk, after which its own
+  /// clean-up at exit crashes. Needs as much memory as the file has bytes, twice during close().
   [[nodiscard]] static File create(const fs::path& path);
   /// Read-only; file locking is off, so that read-only and lock-less file systems work.
   [[nodiscard]] static File open(const fs::path& path);
@@ -105,6 +106,7 @@ class File {
 
   fs::path path_;
   std::int64_t id_ = -1;
+  bool in_memory_ = false;  ///< made by create()
 };
 
 }  // namespace uqa::data::h5

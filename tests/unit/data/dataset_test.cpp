@@ -178,7 +178,7 @@ TEST_F(DatasetTest, ArraysAreAlignedTypedAndMissingOnesNamed) {
   EXPECT_THAT(error_of([&] { (void)in.array<std::int64_t>("group/absent"); }), AllOf(StartsWith("3: "), HasSubstr("'group/absent' is missing")));
   EXPECT_THAT(error_of([&] { (void)in.array<std::int64_t>("ints"); }), AllOf(StartsWith("3: "), HasSubstr("not of type little-endian int64")));
   EXPECT_THAT(error_of([&] { (void)in.text_attribute("number"); }), StartsWith("3: "));
-  EXPECT_THAT(error_of([&] { (void)h5::File::create(dir_ / "no" / "dir.h5"); }), AllOf(StartsWith("3: "), HasSubstr("dir.h5")));
+  EXPECT_THAT(error_of([&] { h5::File::create(dir_ / "no" / "dir.h5").close(); }), AllOf(StartsWith("3: "), HasSubstr("dir.h5")));
 }
 
 TEST_F(DatasetTest, DirectoryWithoutManifestSaysWhatIsNeeded) {

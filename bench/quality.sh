@@ -25,7 +25,7 @@ uqa=build/release/uqa
 
 mkdir -p "$output"
 [ -e "$output/data/manifest.json" ] || "$uqa" import --schema recipes/ml-100k.schema.json --input third_party/ml-100k/ml-100k.inter \
-  --items third_party/ml-100k/ml-100k.item --output "$output/data" --overwrite
+  third_party/ml-100k/ml-100k.item --output "$output/data" --overwrite
 for encoder in ${encoders//,/ }; do
   inner=192
   [ "$encoder" = sasrec ] && inner=256

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # From a real interaction log to answered questions: MovieLens-100K, Trm++, SmolLM2-135M-Instruct. Sets up and builds first.
 # Usage: scripts/demo.sh [--full] [--output demo]
-#   --full    24,000 training questions, 3 alignment seeds, 4,200 test questions, significance tests (about 2 hours on 2 cores)
+#   --full    24,000 training questions, 3 alignment seeds, 4,200 test questions, significance tests (by estimate over 8 hours on 2 cores)
 # Run again, it reuses what is done. The table is printed and written to demo/result.json (--full: demo/full/result.json).
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."

@@ -28,7 +28,7 @@ class AlignCommand final : public Command {
     options_.add("micro_rows", &config_.micro_rows, "most LLM rows of one forward pass on one rank: bounds memory (> 0)");
     options_.add("lora.rank", &config_.lora.rank, "width of the low-rank updates of the LLM; 0: none");
     options_.add("lora.alpha", &config_.lora.alpha, "the update is scaled by alpha / rank; 0: alpha = 2 * rank");
-    options_.add("prompt.place", &config_.prompt_format.place, "soft token before the whole chat (before), or first in the user turn (user)");
+    options_.add("prompt.place", &config_.prompt_format.place, "soft token before the whole chat (before), first in the user turn (user) or last in it (user_end)");
     options_.add("prompt.system", &config_.prompt_format.system, "system text; default: the chat template's own");
     options_.add("prompt.end_token", &config_.prompt_format.end_token, "score an option's words with the end-of-turn token");
     bind(options_, config_.loop);

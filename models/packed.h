@@ -11,11 +11,11 @@ namespace uqa::models {
 
 using at::Tensor;
 
-/// One attention block: queries are rows [begin, end) and see, causally, themselves and all of the rows
-/// [prefix_begin, prefix_end) (a shared prompt, say). An empty prefix is plain causal self-attention.
+/// One node of a prefix tree: rows [begin, end) see all rows of their ancestors (a shared prompt, say) and, causally, themselves.
+/// A list of blocks is in row order; a tree is a root and the blocks behind it up to the next root. A root alone is a plain sequence.
 struct AttentionBlock {
   std::int64_t begin = 0, end = 0;
-  std::int64_t prefix_begin = 0, prefix_end = 0;
+  std::int64_t parent = -1;  ///< index into the list of an earlier block of the same tree; -1: a root
 };
 
 /// Sequences laid end to end in T rows.

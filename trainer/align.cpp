@@ -3,14 +3,14 @@
 #include <algorithm>
 #include <cmath>
 #include <map>
-#include <set>
+#include <numeric>
 #include <tuple>
 
 #include "core/error.h"
 #include "core/log.h"
-#include "core/random.h"
 #include "models/tensor_io.h"
 #include "trainer/align_parts.h"
+#include "trainer/align_questions.h"
 #include "trainer/autocast.h"
 
 namespace uqa::trainer {
@@ -29,52 +29,22 @@ struct AlignBatch : TaskBatch {
   std::vector<MicroBatch> micro;
 };
 
-/// Users whose questions validate: the share of users with the smallest keys.
-std::set<std::int64_t> validation_users(const std::vector<data::Question>& questions, double fraction, std::int64_t seed) {
-  std::set<std::int64_t> users;
-  for (const auto& question : questions) users.insert(question.user);
-  const auto key = stream_key(static_cast<std::uint64_t>(seed), "align/validation_users");
-  std::vector<std::pair<std::uint64_t, std::int64_t>> order;
-  for (const auto user : users) order.emplace_back(mix_key(key, static_cast<std::uint64_t>(user)), user);
-  std::sort(order.begin(), order.end());
-  const auto count = static_cast<std::size_t>(std::llround(fraction * static_cast<double>(order.size())));
-  std::set<std::int64_t> chosen;
-  for (std::size_t i = 0; i < count; ++i) chosen.insert(order[i].second);
-  return chosen;
-}
-
-/// The `limit` entries (0: all) with the smallest keys, in their order.
-std::vector<std::size_t> subset(const std::vector<std::size_t>& indices, std::int64_t limit, std::uint64_t key) {
-  if (limit == 0 || static_cast<std::size_t>(limit) >= indices.size()) return indices;
-  std::vector<std::pair<std::uint64_t, std::size_t>> order;
-  for (const auto index : indices) order.emplace_back(mix_key(key, index), index);
-  std::sort(order.begin(), order.end());
-  std::vector<std::size_t> chosen;
-  for (std::int64_t i = 0; i < limit; ++i) chosen.push_back(order[static_cast<std::size_t>(i)].second);
-  std::sort(chosen.begin(), chosen.end());
-  return chosen;
-}
-
 }  // namespace
 
 struct AlignTask::Impl {
   AlignConfig config;
   Frozen frozen;
-  bool learn_letter = false, learn_text = false, choice = false, soft = false;
+  bool soft = false;
   data::Dataset data;
-  data::QuestionSet set;
-  std::unique_ptr<PromptEncoder> prompts;
-  LetterTokens letters;
-  std::vector<EncodedQuestion> encoded;                  ///< of set.train
-  std::vector<std::vector<std::int64_t>> gold_letter, gold_text;  ///< "lm": gold answers with the end token
-  std::vector<std::size_t> train, valid;                 ///< into set.train
-  std::vector<data::Span> spans;                         ///< of set.train
+  std::unique_ptr<AlignQuestions> questions;
+  std::vector<std::int64_t> rows_of_group;               ///< LLM rows of each training group: its cost
+  std::vector<data::Span> spans;                         ///< of questions->all()
   std::int64_t num_cut = 0;
   LoadedUserModel encoder;
   std::string encoder_digest, llm_digest;
   models::LinearMeanAdapter adapter{nullptr};
   models::Llm llm{nullptr};
-  Tensor states_QH;                                      ///< mean states of set.train; only with a frozen encoder
+  Tensor states_QH;                                      ///< mean states of questions->all(); only with a frozen encoder
   double flops_per_token = 0, flops_per_interaction = 0;
 
   [[nodiscard]] bool bf16() const { return config.loop.train.dtype == "bf16"; }
@@ -82,10 +52,8 @@ struct AlignTask::Impl {
   void open() {
     UQA_CHECK(fs::is_directory(config.llm), ErrorCode::kConfig, "llm = {}, must be a Hugging Face directory; change --llm", config.llm);
     data = data::Dataset::open(config.data);
-    set = data::read_questions(config.questions);
-    UQA_CHECK(set.data_digest.empty() || set.data_digest == data.digest(), ErrorCode::kConfig,
-              "questions {} were built from another data set than {}; build them again or change --data", config.questions, config.data);
-    UQA_CHECK(!set.train.empty(), ErrorCode::kData, "questions {} hold no training questions; build them again", config.questions);
+    questions = std::make_unique<AlignQuestions>(config, data);
+    for (const auto& group : questions->train()) rows_of_group.push_back(num_rows(questions->scored(group)));
     if (soft) {
       encoder = load_user_model(config.encoder_run);
       check_same_schema(encoder.config, data.schema());
@@ -93,34 +61,12 @@ struct AlignTask::Impl {
         log::warn("align", "encoder run {} was trained on another data set than {}; item ids must mean the same in both", config.encoder_run, config.data);
       }
       encoder_digest = digest_of(*encoder.model);
-      spans = encoder_spans(set.train, encoder.config.max_len, &num_cut);
+      spans = encoder_spans(questions->all(), encoder.config.max_len, &num_cut);
       if (num_cut > 0) log::info("align", "{} questions show more than max_len = {} interactions; the encoder sees the most recent", num_cut, encoder.config.max_len);
     } else {
-      spans = encoder_spans(set.train, std::numeric_limits<std::int64_t>::max());
+      spans = encoder_spans(questions->all(), std::numeric_limits<std::int64_t>::max());
     }
-    tokenise();
     build_models();
-  }
-
-  void tokenise() {
-    prompts = std::make_unique<PromptEncoder>(config.llm, set.language, config.prompt_options());
-    letters = letter_tokens(*prompts);
-    encoded = prompts->encode_all(set.train, soft ? Prompt::kSoft : Prompt::kNone, &data);
-    const auto end = prompts->end_id();
-    for (const auto& question : encoded) {
-      UQA_CHECK(!choice || question.gold >= 0, ErrorCode::kConfig,
-                "objective = choice, needs questions with options and {} has free-form ones; give --objective lm", config.questions);
-      auto& letter = gold_letter.emplace_back(question.answer);
-      letter.push_back(end);
-      auto& text = gold_text.emplace_back(question.gold >= 0 ? question.options[static_cast<std::size_t>(question.gold)] : question.answer);
-      if (text.back() != end) text.push_back(end);
-    }
-    const auto held_out = validation_users(set.train, config.validation_fraction, config.loop.train.seed);
-    for (std::size_t i = 0; i < set.train.size(); ++i) (held_out.contains(set.train[i].user) ? valid : train).push_back(i);
-    const auto key = stream_key(static_cast<std::uint64_t>(config.loop.train.seed), "align/subset");
-    train = subset(train, config.max_questions, key);
-    valid = config.validation_questions == 0 ? std::vector<std::size_t>{} : subset(valid, config.validation_questions, key);
-    UQA_CHECK(!train.empty(), ErrorCode::kConfig, "no training question is left after validation_fraction = {}; lower it", config.validation_fraction);
   }
 
   void build_models() {
@@ -151,34 +97,14 @@ struct AlignTask::Impl {
     }
   }
 
-  /// What is scored behind question `q`'s prompt.
-  [[nodiscard]] ScoredPrompt scored(std::size_t q) const {
-    ScoredPrompt prompt{.prompt = &encoded[q], .continuations = {}};
-    if (choice) {
-      if (learn_letter) add(prompt, letters);
-      if (learn_text) add(prompt, encoded[q].options);
-    } else {
-      if (learn_letter) prompt.continuations.emplace_back(gold_letter[q]);
-      if (learn_text) prompt.continuations.emplace_back(gold_text[q]);
-    }
-    return prompt;
-  }
-
-  template <typename Lists>
-  static void add(ScoredPrompt& prompt, const Lists& lists) {
-    for (const auto& tokens : lists) prompt.continuations.emplace_back(tokens);
-  }
-
-  [[nodiscard]] MicroBatch make_micro(const std::vector<std::size_t>& questions) const {
+  [[nodiscard]] MicroBatch make_micro(const std::vector<std::size_t>& members) const {
     MicroBatch micro;
-    std::vector<ScoredPrompt> list;
     std::vector<std::int64_t> indices, gold;
-    for (const auto q : questions) {
-      list.push_back(scored(q));
+    for (const auto q : members) {
       indices.push_back(static_cast<std::int64_t>(q));
-      gold.push_back(encoded[q].gold);
+      gold.push_back(questions->encoded(q).gold);
     }
-    micro.packed = pack_prompts(list);
+    micro.packed = pack_prompts(questions->scored(members));
     micro.questions_B = at::tensor(indices, at::kLong);
     micro.gold_B = at::tensor(gold, at::kLong);
     if (soft && !frozen.encoder) {
@@ -186,7 +112,7 @@ struct AlignTask::Impl {
       std::map<std::tuple<std::int64_t, std::int64_t, std::int64_t>, std::int64_t> seen;
       std::vector<data::Span> distinct;
       std::vector<std::int64_t> history, sample_ids;
-      for (const auto q : questions) {
+      for (const auto q : members) {
         const auto& span = spans[q];
         const auto [found, is_new] = seen.try_emplace({span.user, span.begin, span.end}, static_cast<std::int64_t>(distinct.size()));
         if (is_new) {
@@ -234,9 +160,6 @@ AlignTask::AlignTask(AlignConfig config, const comm::Mesh& mesh) : impl_(std::ma
     config.validate();
     s.frozen = parse_freeze(config.freeze);
     s.soft = config.prompt == "soft";
-    s.learn_letter = config.answer != "text";
-    s.learn_text = config.answer != "letter";
-    s.choice = config.objective == "choice";
     s.config = std::move(config);
     s.open();
   });
@@ -261,23 +184,26 @@ std::vector<NamedParameter> AlignTask::parameters() const {
   return parameters;
 }
 
-std::int64_t AlignTask::num_samples() const { return static_cast<std::int64_t>(impl_->train.size()); }
+std::int64_t AlignTask::num_samples() const { return static_cast<std::int64_t>(impl_->questions->train().size()); }
 
-std::int64_t AlignTask::cost(std::int64_t sample) const { return num_rows(impl_->scored(impl_->train[static_cast<std::size_t>(sample)])); }
+std::int64_t AlignTask::cost(std::int64_t sample) const { return impl_->rows_of_group[static_cast<std::size_t>(sample)]; }
 
 std::unique_ptr<TaskBatch> AlignTask::load(const std::vector<std::int64_t>& samples) const {
   const auto& s = *impl_;
   auto batch = std::make_unique<AlignBatch>();
   std::vector<std::int64_t> rows;
-  for (const auto sample : samples) rows.push_back(cost(sample));
-  for (const auto& group : group_by_rows(rows, s.config.micro_rows, s.config.loop.batch.micro_users)) {
-    std::vector<std::size_t> questions;
-    for (std::size_t i = group.begin; i < group.end; ++i) questions.push_back(s.train[static_cast<std::size_t>(samples[i])]);
-    auto micro = s.make_micro(questions);
-    batch->num_labels += s.choice ? micro.packed.num_prompts : micro.packed.pair_tokens_N.size(0);
+  std::vector<QuestionGroup> groups;
+  for (const auto sample : samples) {
+    rows.push_back(cost(sample));
+    groups.push_back(s.questions->train()[static_cast<std::size_t>(sample)]);
+  }
+  for (const auto& part : group_by_rows(rows, s.config.micro_rows, s.config.loop.batch.micro_users)) {
+    const auto members = members_of(groups, part);
+    auto micro = s.make_micro(members);
+    batch->num_labels += s.questions->choice() ? micro.packed.num_prompts : micro.packed.pair_tokens_N.size(0);
     batch->num_tokens += micro.packed.num_rows();
     if (s.soft) {
-      for (const auto q : questions) batch->num_interactions += s.spans[q].end - s.spans[q].begin;
+      for (const auto q : members) batch->num_interactions += s.spans[q].end - s.spans[q].begin;
     }
     batch->micro.push_back(std::move(micro));
   }
@@ -292,33 +218,32 @@ Tensor AlignTask::loss_sum(const TaskBatch& batch, std::int64_t micro_index, con
   const auto& micro = parts[static_cast<std::size_t>(micro_index)];
   const auto head_RH = run_prompts(*s.llm, micro.packed, s.soft_of(micro, context));
   const auto log_probs_N = token_log_probs(*s.llm, head_RH, micro.packed);
-  return s.choice ? s.choice_losses(s.option_scores(micro, log_probs_N), micro.gold_B).sum() : -log_probs_N.sum();
+  return s.questions->choice() ? s.choice_losses(s.option_scores(micro, log_probs_N), micro.gold_B).sum() : -log_probs_N.sum();
 }
 
 std::optional<Validation> AlignTask::validate(const comm::Mesh& mesh) {
   auto& s = *impl_;
-  if (s.valid.empty()) return std::nullopt;
+  const auto& all = *s.questions;
+  if (all.valid().empty()) return std::nullopt;
   constexpr double kGrid = 1 << 20;  // losses are summed as integers: the sum does not depend on the number of ranks
   enum { kQuestions, kLetter, kText, kLoss, kLabels, kNumSums };
   std::array<std::int64_t, kNumSums> sums{};
   comm::run_agreed(mesh.world(), [&] {
     const at::NoGradGuard no_grad;
     std::vector<std::int64_t> rows;
-    for (const auto q : s.valid) rows.push_back(num_rows(s.scored(q)));
-    const auto groups = group_by_rows(rows, s.config.micro_rows);
-    for (std::size_t g = static_cast<std::size_t>(mesh.world().rank()); g < groups.size(); g += static_cast<std::size_t>(mesh.world().size())) {
-      const std::vector<std::size_t> questions(s.valid.begin() + static_cast<std::ptrdiff_t>(groups[g].begin),
-                                               s.valid.begin() + static_cast<std::ptrdiff_t>(groups[g].end));
-      const auto micro = s.make_micro(questions);
+    for (const auto& group : all.valid()) rows.push_back(num_rows(all.scored(group)));
+    const auto parts = group_by_rows(rows, s.config.micro_rows);
+    for (std::size_t g = static_cast<std::size_t>(mesh.world().rank()); g < parts.size(); g += static_cast<std::size_t>(mesh.world().size())) {
+      const auto micro = s.make_micro(members_of(all.valid(), parts[g]));
       const auto head_RH = run_prompts(*s.llm, micro.packed, s.soft_of(micro, {}));
       const auto log_probs_N = token_log_probs(*s.llm, head_RH, micro.packed);
       Tensor losses = -log_probs_N;
-      if (s.choice) {
+      if (all.choice()) {
         const auto scores_BG4 = s.option_scores(micro, log_probs_N);
         losses = s.choice_losses(scores_BG4, micro.gold_B);
         const auto correct_BG = scores_BG4.argmax(2).eq(micro.gold_B.unsqueeze(1));
-        if (s.learn_letter) sums[kLetter] += correct_BG.select(1, 0).sum().item<std::int64_t>();
-        if (s.learn_text) sums[kText] += correct_BG.select(1, -1).sum().item<std::int64_t>();
+        if (all.learn_letter()) sums[kLetter] += correct_BG.select(1, 0).sum().item<std::int64_t>();
+        if (all.learn_text()) sums[kText] += correct_BG.select(1, -1).sum().item<std::int64_t>();
       }
       sums[kQuestions] += micro.packed.num_prompts;
       sums[kLabels] += losses.size(0);
@@ -331,10 +256,10 @@ std::optional<Validation> AlignTask::validate(const comm::Mesh& mesh) {
   Validation validation;
   validation.values["valid_loss_nats"] = loss;
   validation.values["valid_questions"] = questions;
-  if (s.choice && s.learn_letter) validation.values["valid_letter_accuracy"] = static_cast<double>(sums[kLetter]) / questions;
-  if (s.choice && s.learn_text) validation.values["valid_text_accuracy"] = static_cast<double>(sums[kText]) / questions;
-  if (s.choice) {
-    validation.metric = validation.values[s.learn_text ? "valid_text_accuracy" : "valid_letter_accuracy"];
+  if (all.choice() && all.learn_letter()) validation.values["valid_letter_accuracy"] = static_cast<double>(sums[kLetter]) / questions;
+  if (all.choice() && all.learn_text()) validation.values["valid_text_accuracy"] = static_cast<double>(sums[kText]) / questions;
+  if (all.choice()) {
+    validation.metric = validation.values[all.learn_text() ? "valid_text_accuracy" : "valid_letter_accuracy"];
   } else {
     validation.metric = -loss;  // one continuation a question is scored: there is no accuracy to be had from it
   }
@@ -364,7 +289,7 @@ void AlignTask::save_model(const fs::path& directory) const {
             {"version", 1},
             {"stage", stage()},
             {"prompt", s.config.prompt},
-            {"prompt_options", to_json(s.prompts->options())},
+            {"prompt_options", to_json(s.questions->prompts().options())},
             {"answer", s.config.answer},
             {"objective", s.config.objective},
             {"choice_scale", s.config.choice_scale},
@@ -372,7 +297,7 @@ void AlignTask::save_model(const fs::path& directory) const {
             {"data", fs::absolute(s.config.data).string()},
             {"data_digest", s.data.digest()},
             {"questions", fs::absolute(s.config.questions).string()},
-            {"questions_digest", s.set.digest},
+            {"questions_digest", s.questions->digest()},
             {"llm", {{"path", fs::absolute(s.config.llm).string()},
                      {"digest", s.llm_digest},
                      {"trained", !s.frozen.llm},
@@ -393,16 +318,20 @@ void AlignTask::save_model(const fs::path& directory) const {
 
 Json AlignTask::describe() const {
   const auto& s = *impl_;
-  std::int64_t rows = 0;
-  for (std::int64_t i = 0; i < num_samples(); ++i) rows += cost(i);
+  const auto count = [](const std::vector<QuestionGroup>& groups) {
+    return std::accumulate(groups.begin(), groups.end(), std::int64_t{0}, [](std::int64_t sum, const auto& group) { return sum + static_cast<std::int64_t>(group.size()); });
+  };
+  const auto num_train = count(s.questions->train());
+  const auto rows = std::accumulate(s.rows_of_group.begin(), s.rows_of_group.end(), std::int64_t{0});
   std::map<std::string, std::int64_t> parameters;
   for (const auto& [name, tensor] : this->parameters()) parameters[name.substr(0, name.find('.'))] += tensor.numel();
   return {{"data", {{"path", s.config.data}, {"digest", s.data.digest()}}},
           {"questions", {{"path", s.config.questions},
-                         {"digest", s.set.digest},
-                         {"train", s.train.size()},
-                         {"valid", s.valid.size()},
-                         {"rows_per_question", static_cast<double>(rows) / static_cast<double>(num_samples())},
+                         {"digest", s.questions->digest()},
+                         {"train", num_train},
+                         {"train_groups", num_samples()},
+                         {"valid", count(s.questions->valid())},
+                         {"rows_per_question", static_cast<double>(rows) / static_cast<double>(num_train)},
                          {"longer_than_encoder_max_len", s.num_cut}}},
           {"trained_parameters", parameters},
           {"flops", {{"convention", "per LLM row 4 per layer weight (6 where it is trained) and 6 per LoRA weight; per interaction 6 per weight of a trained "
@@ -419,10 +348,11 @@ std::vector<std::string> AlignTask::deviations() const {
       "nothing is cut off; the reference cuts text on the right at 512 tokens, which can drop the answer",
       "initial weights and order come from counter-based numbers keyed by seed; the reference starts each rank's adapter differently"};
   if (s.soft && s.frozen.encoder) list.emplace_back("the frozen encoder runs without dropout and once per history; the reference leaves dropout on");
-  if (s.choice) list.emplace_back("the loss is a softmax over the four options' scores (objective choice); the reference predicts the answer token");
-  if (s.learn_text) list.emplace_back("the option's own words are learned; the reference learns the letter");
+  if (s.questions->choice()) list.emplace_back("the loss is a softmax over the four options' scores (objective choice); the reference predicts the answer token");
+  if (s.questions->learn_text()) list.emplace_back("the option's own words are learned; the reference learns the letter");
   if (s.config.lora.rank > 0) list.push_back(fmt::format("the LLM gets LoRA of rank {}; the reference trains the adapter alone or the whole LLM", s.config.lora.rank));
   if (s.soft && s.config.prompt_format.place != "before") list.emplace_back("the soft token stands in the user turn; the reference puts it before the chat");
+  list.emplace_back("questions that share their text form one sample of a step; the reference shuffles questions one by one");
   if (!s.soft) list.emplace_back("no soft token: this run is the baseline that sees no user");
   return list;
 }

@@ -29,7 +29,7 @@ struct AlignLoraConfig {
 };
 
 struct AlignPromptConfig {
-  std::string place = "before";     ///< soft token "before" the whole chat (the reference) or first in the "user" turn
+  std::string place = "before";     ///< PromptOptions::place
   std::string system = "default";   ///< system text; "default": the chat template's own
   bool end_token = false;           ///< an option's words end with the end-of-turn token when they are scored
 };
@@ -67,7 +67,8 @@ void check_same_schema(const models::UserModelConfig& encoder, const data::Schem
 [[nodiscard]] std::string digest_of(const torch::nn::Module& module);
 [[nodiscard]] std::string digest_of_llm(const fs::path& directory);
 
-/// Alignment as a task of the shared loop. One sample is one training question.
+/// Alignment as a task of the shared loop. One sample is a group of training questions with the same text (different users): their
+/// common prefix runs once, and a step compares users on equal terms.
 class AlignTask : public TrainingTask {
  public:
   /// Opens and tokenises everything; with a frozen encoder its mean states are computed once. Collective over mesh.world(),

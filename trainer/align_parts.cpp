@@ -4,6 +4,7 @@
 #include <map>
 #include <numeric>
 #include <tuple>
+#include <unordered_map>
 
 #include "core/error.h"
 #include "core/hash.h"
@@ -43,6 +44,28 @@ std::vector<Group> group_by_rows(const std::vector<std::int64_t>& rows, std::int
     groups.back().end = i + 1;
   }
   return groups;
+}
+
+std::vector<QuestionGroup> groups_by_text(const std::vector<data::Question>& questions, const std::vector<std::size_t>& indices) {
+  constexpr std::size_t kMost = 8;
+  std::vector<QuestionGroup> groups;
+  std::unordered_map<std::string_view, std::size_t> open;
+  for (const auto q : indices) {
+    const auto [found, is_new] = open.try_emplace(questions[q].text, groups.size());
+    if (!is_new && groups[found->second].size() < kMost) {
+      groups[found->second].push_back(q);
+      continue;
+    }
+    found->second = groups.size();
+    groups.push_back({q});
+  }
+  return groups;
+}
+
+std::vector<std::size_t> members_of(const std::vector<QuestionGroup>& groups, const Group& part) {
+  std::vector<std::size_t> members;
+  for (auto g = part.begin; g < part.end; ++g) members.insert(members.end(), groups[g].begin(), groups[g].end());
+  return members;
 }
 
 Group share_of(const std::vector<std::int64_t>& costs, int part, int size) {

@@ -23,6 +23,13 @@ struct Group {
 };
 [[nodiscard]] std::vector<Group> group_by_rows(const std::vector<std::int64_t>& rows, std::int64_t max_rows, std::int64_t max_prompts = 0);
 
+/// Questions with the same text, as indices.
+using QuestionGroup = std::vector<std::size_t>;
+/// `indices` in groups of equal text, in order of first appearance; at most 8 in a group, so that one sample stays small.
+[[nodiscard]] std::vector<QuestionGroup> groups_by_text(const std::vector<data::Question>& questions, const std::vector<std::size_t>& indices);
+/// The members of groups [part.begin, part.end), in order.
+[[nodiscard]] std::vector<std::size_t> members_of(const std::vector<QuestionGroup>& groups, const Group& part);
+
 /// Contiguous share [begin, end) of `costs` for each of `size` parts, about equal in cost.
 [[nodiscard]] Group share_of(const std::vector<std::int64_t>& costs, int part, int size);
 

@@ -38,8 +38,8 @@ class Evaluation {
     compute_states();
     const auto begin = Clock::now();
     const Scores mine = score_share();
-    const auto nats_Q8 = comm::all_gather(at::cat(mine.option_nats, 0), world_);
-    const auto greedy_Q = comm::all_gather(at::cat(mine.greedy, 0), world_);
+    const auto nats_Q8 = in_file_order(comm::all_gather(at::cat(mine.option_nats, 0), world_));
+    const auto greedy_Q = in_file_order(comm::all_gather(at::cat(mine.greedy, 0), world_));
     const double seconds = std::chrono::duration<double>(Clock::now() - begin).count();
     EvaluationResult result;
     comm::run_agreed(world_, [&] {
@@ -67,6 +67,9 @@ class Evaluation {
     questions_ = config_.split == "test" ? std::move(set_.test) : std::move(set_.train);
     UQA_CHECK(!questions_.empty(), ErrorCode::kData, "questions {} hold no {} questions; build them again or change --split", questions_path, config_.split);
     take_subset();
+    std::vector<std::size_t> all(questions_.size());
+    std::iota(all.begin(), all.end(), std::size_t{0});
+    by_text_ = groups_by_text(questions_, all);
     auto options = model_.prompt_options;
     options.text_items = config_.text_items;
     encoder_ = std::make_unique<PromptEncoder>(model_.llm_directory, set_.language, options);
@@ -78,6 +81,14 @@ class Evaluation {
       if (path_.has_parent_path()) fs::create_directories(path_.parent_path());
       output_.emplace(path_, OutputDirOptions{.kind = "uqa.evaluation", .overwrite = config_.overwrite});
     }
+  }
+
+  /// Rows that came in the order of by_text_, put in the order of questions_.
+  [[nodiscard]] Tensor in_file_order(const Tensor& rows) const {
+    std::vector<std::int64_t> order;
+    for (const auto q : members_of(by_text_, {0, by_text_.size()})) order.push_back(static_cast<std::int64_t>(q));
+    UQA_CHECK(rows.size(0) == static_cast<std::int64_t>(order.size()), ErrorCode::kInternal, "{} of {} questions were scored", rows.size(0), order.size());
+    return at::empty_like(rows).index_copy_(0, at::tensor(order, at::kLong), rows);
   }
 
   /// A random subset that depends on the ids alone, in the order of the file.
@@ -121,7 +132,11 @@ class Evaluation {
   /// Batches are fixed by the questions and batch_rows; each rank takes a contiguous share of about equal cost.
   Scores score_share() {
     std::vector<std::int64_t> rows, costs;
-    for (std::size_t q = 0; q < questions_.size(); ++q) rows.push_back(num_rows(scored(q)));
+    for (const auto& same_text : by_text_) {
+      std::vector<ScoredPrompt> prompts;
+      for (const auto q : same_text) prompts.push_back(scored(q));
+      rows.push_back(num_rows(prompts));
+    }
     const auto groups = group_by_rows(rows, config_.batch_rows);
     for (const auto& group : groups) {
       costs.push_back(std::accumulate(rows.begin() + static_cast<std::ptrdiff_t>(group.begin), rows.begin() + static_cast<std::ptrdiff_t>(group.end),
@@ -140,8 +155,9 @@ class Evaluation {
       comm::run_agreed(world_, [&] {
         const std::size_t g = share.begin + round;
         if (g >= share.end) return;
-        score_group(groups[g], scores);
-        done = static_cast<std::int64_t>(groups[g].end - groups[g].begin);
+        const auto members = members_of(by_text_, groups[g]);
+        score(members, scores);
+        done = static_cast<std::int64_t>(members.size());
       });
       progress.advance(comm::all_reduce(done, comm::ReduceOp::kSum, world_));
       const auto stop = comm::all_reduce(static_cast<std::int64_t>(stop_requested() ? 1 : 0), comm::ReduceOp::kMax, world_);
@@ -151,21 +167,22 @@ class Evaluation {
     return scores;
   }
 
-  void score_group(const Group& group, Scores& scores) {
+  void score(const std::vector<std::size_t>& members, Scores& scores) {
     const at::NoGradGuard no_grad;
-    const auto size = static_cast<std::int64_t>(group.end - group.begin);
+    const auto size = static_cast<std::int64_t>(members.size());
     std::vector<ScoredPrompt> prompts;
-    std::vector<std::int64_t> with_options;
-    for (std::size_t q = group.begin; q < group.end; ++q) {
+    std::vector<std::int64_t> indices, with_options;
+    for (const auto q : members) {
       prompts.push_back(scored(q));
-      if (!prompts.back().continuations.empty()) with_options.push_back(static_cast<std::int64_t>(q - group.begin));
+      if (!prompts.back().continuations.empty()) with_options.push_back(static_cast<std::int64_t>(indices.size()));
+      indices.push_back(static_cast<std::int64_t>(q));
     }
     const auto packed = pack_prompts(prompts);
     Tensor soft_BH;
     if (prompt_ == Prompt::kZero) {
       soft_BH = at::zeros({size, model_.llm->config().hidden}, at::kFloat);
     } else if (has_soft_row(prompt_)) {
-      soft_BH = soft_tokens(*model_.adapter, states_QH_.narrow(0, static_cast<std::int64_t>(group.begin), size));
+      soft_BH = soft_tokens(*model_.adapter, states_QH_.index_select(0, at::tensor(indices, at::kLong)));
     }
     const auto head_RH = run_prompts(*model_.llm, packed, soft_BH);
     scores.greedy.push_back(greedy_tokens(*model_.llm, head_RH, packed));
@@ -182,8 +199,6 @@ class Evaluation {
   }
 
   [[nodiscard]] std::vector<Prediction> judge_all(const Tensor& nats_Q8, const Tensor& greedy_Q) const {
-    UQA_CHECK(nats_Q8.size(0) == static_cast<std::int64_t>(questions_.size()), ErrorCode::kInternal, "{} of {} questions were scored", nats_Q8.size(0),
-              questions_.size());
     const auto contiguous_Q8 = nats_Q8.contiguous();
     const auto* nats = contiguous_Q8.const_data_ptr<float>();
     std::vector<Prediction> predictions;
@@ -256,6 +271,7 @@ class Evaluation {
   data::Dataset data_;
   data::QuestionSet set_;
   std::vector<data::Question> questions_;
+  std::vector<QuestionGroup> by_text_;  ///< of questions_
   std::unique_ptr<PromptEncoder> encoder_;
   LetterTokens letters_;
   std::vector<EncodedQuestion> encoded_;

@@ -41,7 +41,8 @@ Prompt prompt_of_name(const std::string& name) {
 bool has_soft_row(Prompt prompt) { return prompt == Prompt::kSoft || prompt == Prompt::kShuffled || prompt == Prompt::kZero; }
 
 void PromptOptions::validate() const {
-  UQA_CHECK(place == "before" || place == "user", ErrorCode::kConfig, "prompt.place = {}, must be before or user; change --prompt.place", place);
+  UQA_CHECK(place == "before" || place == "user" || place == "user_end", ErrorCode::kConfig,
+            "prompt.place = {}, must be before, user or user_end; change --prompt.place", place);
   UQA_CHECK(text_items > 0, ErrorCode::kConfig, "text_items = {}, must be > 0; change --text_items", text_items);
   UQA_CHECK(!system || (system->find(kStart) == std::string::npos && system->find(kEnd) == std::string::npos), ErrorCode::kConfig,
             "prompt.system holds the chat's own marker {} or {}; change --prompt.system", kStart, kEnd);
@@ -100,6 +101,12 @@ std::string PromptEncoder::history_text(const data::Question& question, const da
   return text + "\n";
 }
 
+std::size_t PromptEncoder::soft_place(const std::string& text) const {
+  if (options_.place == "before") return 0;
+  // The system text holds no marker, so the first user header is the one of the question's turn, which is the last to end.
+  return options_.place == "user" ? text.find(kUserHeader) + std::string_view(kUserHeader).size() : text.rfind(kEnd);
+}
+
 EncodedQuestion PromptEncoder::encode(const data::Question& question, Prompt prompt, const data::Dataset* data) const {
   const std::string content = prompt == Prompt::kText ? history_text(question, data) + question.text : question.text;
   std::vector<format::ChatMessage> messages;
@@ -109,8 +116,7 @@ EncodedQuestion PromptEncoder::encode(const data::Question& question, Prompt pro
 
   EncodedQuestion encoded;
   if (has_soft_row(prompt)) {
-    // The system text holds no marker, so the first user header is the one of the question's turn.
-    const std::size_t split = options_.place == "before" ? 0 : text.find(kUserHeader) + std::string(kUserHeader).size();
+    const std::size_t split = soft_place(text);
     encoded.prompt = tokenizer_.encode(std::string_view(text).substr(0, split));
     encoded.soft_index = static_cast<std::int64_t>(encoded.prompt.size());
     encoded.prompt.push_back(0);

@@ -37,7 +37,9 @@ inline constexpr std::array kPrompts{Prompt::kSoft, Prompt::kNone, Prompt::kText
 inline constexpr std::size_t kNumOptions = 4;
 
 struct PromptOptions {
-  std::string place = "before";       ///< soft token "before" the whole chat (the reference) or first in the "user" turn
+  /// Soft token "before" the whole chat (the reference), first in the "user" turn, or last in it ("user_end"): there it comes behind the
+  /// question, so that questions with the same text share all rows before it.
+  std::string place = "before";
   std::optional<std::string> system;  ///< system text; absent: the chat template's own
   bool end_token = false;             ///< the words of an option end with "<|im_end|>" when they are scored
   std::int64_t text_items = 32;       ///< most titles of a text prompt; > 0
@@ -73,6 +75,8 @@ class PromptEncoder {
   [[nodiscard]] const PromptOptions& options() const { return options_; }
 
  private:
+  /// Byte of the rendered chat at which the soft row stands.
+  [[nodiscard]] std::size_t soft_place(const std::string& text) const;
   [[nodiscard]] std::string history_text(const data::Question& question, const data::Dataset* data) const;
 
   format::Tokenizer tokenizer_;

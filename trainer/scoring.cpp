@@ -4,6 +4,7 @@
 #include <utility>
 
 #include "core/error.h"
+#include "models/llm/kernels.h"
 
 namespace uqa::trainer {
 namespace {
@@ -11,22 +12,22 @@ namespace {
 using torch::autograd::AutogradContext;
 using torch::autograd::variable_list;
 
-constexpr std::int64_t kBlockBytes = 32 << 20;  // float32 logits of one block of rows
+constexpr std::int64_t kBlockBytes = 32 << 20;  // logits of one block of rows
 
-Tensor int_tensor(const std::vector<std::int64_t>& values) { return at::tensor(values, at::kLong); }
-
-std::int64_t block_rows(const Tensor& head_VH) { return std::max<std::int64_t>(1, kBlockBytes / (4 * head_VH.size(0))); }
+std::int64_t block_rows(const Tensor& head_VH, at::ScalarType dtype) {
+  return std::max<std::int64_t>(1, kBlockBytes / (static_cast<std::int64_t>(c10::elementSize(dtype)) * head_VH.size(0)));
+}
 
 /// Log-sum-exp over the vocabulary of each row, GEMMs in `dtype`. Blocks of rows are streamed, and recomputed in backward.
 struct VocabularyLogSumExp : torch::autograd::Function<VocabularyLogSumExp> {
   static Tensor forward(AutogradContext* ctx, const Tensor& states_RH, const Tensor& head_VH, at::ScalarType dtype) {
-    const std::int64_t num_rows = states_RH.size(0), block = block_rows(head_VH);
-    const auto weight_HV = head_VH.to(dtype).t();
+    const std::int64_t num_rows = states_RH.size(0), block = block_rows(head_VH, dtype);
+    const auto weight_VH = head_VH.to(dtype);
     auto log_sum_R = at::empty({num_rows}, states_RH.options());
     for (std::int64_t begin = 0; begin < num_rows; begin += block) {
       const std::int64_t rows = std::min(block, num_rows - begin);
-      const auto logits_MV = at::mm(states_RH.narrow(0, begin, rows).to(dtype), weight_HV).to(at::kFloat);
-      log_sum_R.narrow(0, begin, rows).copy_(logits_MV.logsumexp(1));
+      const auto logits_MV = at::mm(states_RH.narrow(0, begin, rows).to(dtype), weight_VH.t());
+      log_sum_R.narrow(0, begin, rows).copy_(models::llm::log_sum_exp_rows(logits_MV));
     }
     ctx->save_for_backward({states_RH, head_VH, log_sum_R});
     ctx->saved_data["dtype"] = static_cast<std::int64_t>(dtype);
@@ -37,7 +38,7 @@ struct VocabularyLogSumExp : torch::autograd::Function<VocabularyLogSumExp> {
     const auto saved = ctx->get_saved_variables();
     const Tensor &states_RH = saved[0], &head_VH = saved[1], &log_sum_R = saved[2];
     const auto dtype = static_cast<at::ScalarType>(ctx->saved_data["dtype"].toInt());
-    const std::int64_t num_rows = states_RH.size(0), block = block_rows(head_VH);
+    const std::int64_t num_rows = states_RH.size(0), block = block_rows(head_VH, dtype);
     const auto weight_VH = head_VH.to(dtype);
     const auto dlog_sum_R = grads[0].contiguous();
     auto dstates_RH = at::empty_like(states_RH);
@@ -45,9 +46,8 @@ struct VocabularyLogSumExp : torch::autograd::Function<VocabularyLogSumExp> {
     for (std::int64_t begin = 0; begin < num_rows; begin += block) {
       const std::int64_t rows = std::min(block, num_rows - begin);
       const auto x_MH = states_RH.narrow(0, begin, rows).to(dtype);
-      auto softmax_MV = at::mm(x_MH, weight_VH.t()).to(at::kFloat);
-      softmax_MV.sub_(log_sum_R.narrow(0, begin, rows).unsqueeze(1)).exp_().mul_(dlog_sum_R.narrow(0, begin, rows).unsqueeze(1));
-      const auto dlogits_MV = softmax_MV.to(dtype);
+      auto dlogits_MV = at::mm(x_MH, weight_VH.t());
+      models::llm::scaled_softmax_rows_(dlogits_MV, log_sum_R.narrow(0, begin, rows), dlog_sum_R.narrow(0, begin, rows));
       dstates_RH.narrow(0, begin, rows).copy_(at::mm(dlogits_MV, weight_VH));
       if (dhead_VH.defined()) dhead_VH.add_(at::mm(dlogits_MV.t(), x_MH));
     }
@@ -56,59 +56,6 @@ struct VocabularyLogSumExp : torch::autograd::Function<VocabularyLogSumExp> {
 };
 
 }  // namespace
-
-std::int64_t num_rows(const ScoredPrompt& prompt) {
-  auto rows = static_cast<std::int64_t>(prompt.prompt->prompt.size());
-  for (const auto& continuation : prompt.continuations) rows += static_cast<std::int64_t>(continuation.size()) - 1;
-  return rows;
-}
-
-PackedPrompts pack_prompts(const std::vector<ScoredPrompt>& prompts) {
-  PackedPrompts packed;
-  packed.num_prompts = static_cast<std::int64_t>(prompts.size());
-  std::vector<std::int64_t> ids, positions, soft_rows, head_rows(prompts.size()), pair_rows, pair_tokens, pair_continuations;
-  std::vector<float> continuation_tokens;
-  for (std::size_t b = 0; b < prompts.size(); ++b) {
-    const auto& question = *prompts[b].prompt;
-    const auto begin = static_cast<std::int64_t>(ids.size());
-    const auto length = static_cast<std::int64_t>(question.prompt.size());
-    UQA_CHECK(length > 0, ErrorCode::kInternal, "pack_prompts: empty prompt");
-    ids.insert(ids.end(), question.prompt.begin(), question.prompt.end());
-    for (std::int64_t i = 0; i < length; ++i) positions.push_back(i);
-    packed.blocks.push_back({.begin = begin, .end = begin + length});
-    if (question.soft_index >= 0) soft_rows.push_back(begin + question.soft_index);
-    head_rows[b] = begin + length - 1;
-    for (const auto& continuation : prompts[b].continuations) {
-      UQA_CHECK(!continuation.empty(), ErrorCode::kInternal, "pack_prompts: empty continuation");
-      const auto first = static_cast<std::int64_t>(ids.size());
-      for (std::size_t i = 0; i < continuation.size(); ++i) {
-        pair_rows.push_back(i == 0 ? static_cast<std::int64_t>(b) : static_cast<std::int64_t>(head_rows.size()) - 1);
-        pair_tokens.push_back(continuation[i]);
-        pair_continuations.push_back(packed.num_continuations);
-        if (i + 1 == continuation.size()) break;
-        head_rows.push_back(static_cast<std::int64_t>(ids.size()));
-        ids.push_back(continuation[i]);
-        positions.push_back(length + static_cast<std::int64_t>(i));
-      }
-      if (const auto last = static_cast<std::int64_t>(ids.size()); last > first) {
-        packed.blocks.push_back({.begin = first, .end = last, .prefix_begin = begin, .prefix_end = begin + length});
-      }
-      continuation_tokens.push_back(static_cast<float>(continuation.size()));
-      ++packed.num_continuations;
-    }
-  }
-  UQA_CHECK(soft_rows.empty() || soft_rows.size() == prompts.size(), ErrorCode::kInternal, "pack_prompts: {} of {} prompts have a soft row",
-            soft_rows.size(), prompts.size());
-  packed.ids_T = int_tensor(ids);
-  packed.positions_T = int_tensor(positions);
-  packed.soft_rows_B = int_tensor(soft_rows);
-  packed.head_rows_R = int_tensor(head_rows);
-  packed.pair_rows_N = int_tensor(pair_rows);
-  packed.pair_tokens_N = int_tensor(pair_tokens);
-  packed.pair_continuations_N = int_tensor(pair_continuations);
-  packed.continuation_tokens_C = at::tensor(continuation_tokens, at::kFloat);
-  return packed;
-}
 
 Tensor run_prompts(models::LlmImpl& llm, const PackedPrompts& packed, const Tensor& soft_BH) {
   UQA_CHECK(soft_BH.defined() == (packed.soft_rows_B.numel() > 0), ErrorCode::kInternal, "run_prompts: soft tokens and soft rows must come together");
@@ -132,10 +79,11 @@ Tensor continuation_sums(const PackedPrompts& packed, const Tensor& log_probs_N)
 Tensor greedy_tokens(models::LlmImpl& llm, const Tensor& states_RH, const PackedPrompts& packed) {
   const at::NoGradGuard no_grad;
   auto tokens_B = at::empty({packed.num_prompts}, at::kLong);
-  const std::int64_t block = block_rows(llm.head_weight());
+  const auto states_BH = states_RH.index_select(0, packed.prompt_heads_B);
+  const std::int64_t block = block_rows(llm.head_weight(), at::kFloat);
   for (std::int64_t begin = 0; begin < packed.num_prompts; begin += block) {
     const std::int64_t rows = std::min(block, packed.num_prompts - begin);
-    const auto logits_MV = llm.logits(states_RH.narrow(0, begin, rows));
+    const auto logits_MV = llm.logits(states_BH.narrow(0, begin, rows));
     UQA_CHECK(logits_MV.isfinite().all().item<bool>(), ErrorCode::kNumeric,
               "a logit of the LLM is not finite; align with a smaller optim.peak_lr, or evaluate with --dtype float32");
     tokens_B.narrow(0, begin, rows).copy_(logits_MV.argmax(1));

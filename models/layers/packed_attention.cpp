@@ -18,87 +18,97 @@ namespace uqa::models {
 namespace {
 
 constexpr std::int64_t kQueryTile = 256;  // queries of one tile: bounds the probabilities held, skips keys after the tile
+constexpr float kHiddenScore = -1e30F;    // its exponential is 0 beside any real score
 
-/// Blocks that touch common key rows run one after the other in one task, so that gradients of shared rows are summed in a
-/// fixed order without locks.
+/// A root block and its descendants, as one span of rows: [begin, end).
+struct Tree {
+  std::int64_t begin = 0, end = 0;
+  std::size_t first_block = 0, last_block = 0;  ///< blocks [first, last)
+  [[nodiscard]] std::int64_t num_rows() const { return end - begin; }
+};
+
+struct Interval {
+  std::int64_t begin = 0, end = 0;
+};
+
+/// A tree is one task, so that gradients of shared rows are summed in a fixed order without locks.
 struct AttentionPlan : torch::CustomClassHolder {
   std::vector<AttentionBlock> blocks;
-  std::vector<std::vector<std::size_t>> groups;  ///< indices into blocks, in order
+  std::vector<Tree> trees;
+  std::vector<std::vector<Interval>> hidden;  ///< per block: rows before it in its tree that it does not see, from the tree's begin
   PackedDropout dropout;
   double scale = 1;
 };
 
-std::size_t root_of(std::vector<std::size_t>& parent, std::size_t i) {
-  while (parent[i] != i) i = parent[i] = parent[parent[i]];
-  return i;
-}
-
-std::vector<std::vector<std::size_t>> connected_groups(const std::vector<AttentionBlock>& blocks, std::int64_t num_rows) {
-  std::vector<std::size_t> parent(blocks.size());
-  std::iota(parent.begin(), parent.end(), std::size_t{0});
-  std::vector<std::size_t> owner(static_cast<std::size_t>(num_rows), blocks.size());
-  const auto touch = [&](std::size_t block, std::int64_t begin, std::int64_t end) {
-    for (auto row = static_cast<std::size_t>(begin); row < static_cast<std::size_t>(end); ++row) {
-      if (owner[row] == blocks.size()) {
-        owner[row] = block;
-      } else {
-        parent[root_of(parent, block)] = root_of(parent, owner[row]);
-      }
-    }
-  };
-  for (std::size_t b = 0; b < blocks.size(); ++b) {
-    touch(b, blocks[b].prefix_begin, blocks[b].prefix_end);
-    touch(b, blocks[b].begin, blocks[b].end);
-  }
-  std::vector<std::vector<std::size_t>> by_root(blocks.size()), groups;
-  for (std::size_t b = 0; b < blocks.size(); ++b) by_root[root_of(parent, b)].push_back(b);
-  for (auto& group : by_root) {
-    if (!group.empty()) groups.push_back(std::move(group));
-  }
-  return groups;
-}
-
 void check_blocks(const std::vector<AttentionBlock>& blocks, std::int64_t num_rows) {
-  std::int64_t last_end = 0;
-  for (const auto& block : blocks) {
+  std::int64_t last_end = 0, root = 0;
+  for (std::size_t b = 0; b < blocks.size(); ++b) {
+    const auto& block = blocks[b];
     UQA_CHECK(last_end <= block.begin && block.begin <= block.end && block.end <= num_rows, ErrorCode::kInternal,
               "attention block [{}, {}) must follow row {} and end within {} rows", block.begin, block.end, last_end, num_rows);
-    UQA_CHECK(0 <= block.prefix_begin && block.prefix_begin <= block.prefix_end &&
-                  (block.prefix_begin == block.prefix_end || block.prefix_end <= block.begin),
-              ErrorCode::kInternal, "attention prefix [{}, {}) must end before its block begins at {}", block.prefix_begin, block.prefix_end,
-              block.begin);
+    if (block.parent < 0) root = static_cast<std::int64_t>(b);
+    UQA_CHECK(block.parent == -1 || (block.parent >= root && block.parent < static_cast<std::int64_t>(b)), ErrorCode::kInternal,
+              "attention block {} has parent {}, must be -1 or an earlier block of its tree, which begins with block {}", b, block.parent, root);
     last_end = block.end;
   }
 }
 
-/// A range of key/value heads of one group of blocks.
+std::vector<Tree> trees_of(const std::vector<AttentionBlock>& blocks) {
+  std::vector<Tree> trees;
+  for (std::size_t b = 0; b < blocks.size(); ++b) {
+    if (blocks[b].parent < 0) trees.push_back({.begin = blocks[b].begin, .end = blocks[b].begin, .first_block = b, .last_block = b});
+    trees.back().end = blocks[b].end;
+    trees.back().last_block = b + 1;
+  }
+  return trees;
+}
+
+/// What lies between a block's ancestors.
+std::vector<Interval> hidden_rows(const std::vector<AttentionBlock>& blocks, const Tree& tree, std::size_t block) {
+  std::vector<Interval> hidden;
+  std::int64_t end = blocks[block].begin;
+  for (auto ancestor = blocks[block].parent; ancestor >= 0; ancestor = blocks[static_cast<std::size_t>(ancestor)].parent) {
+    const auto& above = blocks[static_cast<std::size_t>(ancestor)];
+    if (above.end < end) hidden.push_back({above.end - tree.begin, end - tree.begin});
+    end = above.begin;
+  }
+  return hidden;
+}
+
+c10::intrusive_ptr<AttentionPlan> make_plan(const std::vector<AttentionBlock>& blocks, double scale, const PackedDropout& dropout) {
+  auto plan = c10::make_intrusive<AttentionPlan>();
+  plan->blocks = blocks;
+  plan->trees = trees_of(blocks);
+  plan->hidden.resize(blocks.size());
+  for (const auto& tree : plan->trees) {
+    for (auto b = tree.first_block; b < tree.last_block; ++b) plan->hidden[b] = hidden_rows(blocks, tree, b);
+  }
+  plan->dropout = dropout;
+  plan->scale = scale;
+  return plan;
+}
+
+/// A range of key/value heads of one tree.
 struct Task {
-  std::size_t group;
+  std::size_t tree;
   std::int64_t first_head, num_heads;
 };
 
-/// Runs `body(task)` over groups x head ranges, the costly ones first, each on one thread (GEMMs inside are then serial).
+/// Runs `body(task)` over trees x head ranges, the costly ones first, each on one thread (GEMMs inside are then serial).
 template <typename Body>
 void for_each_task(const AttentionPlan& plan, std::int64_t num_kv_heads, const Body& body) {
-  const auto num_groups = static_cast<std::int64_t>(plan.groups.size());
-  if (num_groups == 0) return;
+  const auto num_trees = static_cast<std::int64_t>(plan.trees.size());
+  if (num_trees == 0) return;
   const std::int64_t num_threads = at::get_num_threads();
-  const std::int64_t splits = std::clamp<std::int64_t>((2 * num_threads + num_groups - 1) / num_groups, 1, num_threads == 1 ? 1 : num_kv_heads);
-  std::vector<std::int64_t> cost(plan.groups.size(), 0);
-  for (std::size_t g = 0; g < plan.groups.size(); ++g) {
-    for (const auto b : plan.groups[g]) {
-      const auto& block = plan.blocks[b];
-      cost[g] += (block.end - block.begin) * (block.end - block.begin + block.prefix_end - block.prefix_begin);
-    }
-  }
-  std::vector<std::size_t> order(plan.groups.size());
+  const std::int64_t splits = std::clamp<std::int64_t>((2 * num_threads + num_trees - 1) / num_trees, 1, num_threads == 1 ? 1 : num_kv_heads);
+  std::vector<std::size_t> order(plan.trees.size());
   std::iota(order.begin(), order.end(), std::size_t{0});
-  std::stable_sort(order.begin(), order.end(), [&](std::size_t a, std::size_t b) { return cost[a] > cost[b]; });
+  std::stable_sort(order.begin(), order.end(), [&](std::size_t a, std::size_t b) { return plan.trees[a].num_rows() > plan.trees[b].num_rows(); });
   std::vector<Task> tasks;
-  for (const auto g : order) {
+  for (const auto tree : order) {
     for (std::int64_t s = 0; s < splits; ++s) {
       const auto first = num_kv_heads * s / splits, last = num_kv_heads * (s + 1) / splits;
-      tasks.push_back({.group = g, .first_head = first, .num_heads = last - first});
+      tasks.push_back({.tree = tree, .first_head = first, .num_heads = last - first});
     }
   }
   std::atomic<std::size_t> next{0};
@@ -115,53 +125,53 @@ Tensor head_rows(const Tensor& x, std::int64_t row, std::int64_t num_rows, std::
                       x.storage_offset() + row * x.stride(0) + first * x.stride(1));
 }
 
-/// One tile of queries of one block: which rows it reads.
+/// Queries [first, first + num_queries) of a tree's rows, which read the keys [0, num_keys()) of the tree.
 struct Tile {
-  const AttentionBlock& block;
-  std::int64_t first_query, num_queries;  ///< within the block
-  [[nodiscard]] std::int64_t prefix() const { return block.prefix_end - block.prefix_begin; }
-  [[nodiscard]] std::int64_t num_keys() const { return prefix() + first_query + num_queries; }
-  [[nodiscard]] std::int64_t num_visible(std::int64_t query) const { return prefix() + first_query + query + 1; }
-  [[nodiscard]] std::int64_t row() const { return block.begin + first_query; }
-
-  /// Keys (or values) that the tile sees, prefix first: [h, s, D].
+  const Tree& tree;
+  std::int64_t first, num_queries;
+  [[nodiscard]] std::int64_t num_keys() const { return first + num_queries; }
+  [[nodiscard]] std::int64_t row() const { return tree.begin + first; }
+  /// Keys (or values, or their gradients): [h, s, D], no copy.
   [[nodiscard]] Tensor keys(const Tensor& x, const Task& task) const {
-    const auto own = num_keys() - prefix();
-    if (prefix() == 0 || block.prefix_end == block.begin) {
-      return head_rows(x, prefix() == 0 ? block.begin : block.prefix_begin, num_keys(), task.first_head, 1, task.num_heads);
-    }
-    return at::cat({head_rows(x, block.prefix_begin, prefix(), task.first_head, 1, task.num_heads),
-                    head_rows(x, block.begin, own, task.first_head, 1, task.num_heads)},
-                   1);
-  }
-  /// Adds [h, s, D] to the rows that keys() read.
-  void add_to_keys(const Tensor& sum, const Tensor& grad_hsD, const Task& task) const {
-    if (prefix() > 0) {
-      head_rows(sum, block.prefix_begin, prefix(), task.first_head, 1, task.num_heads).add_(grad_hsD.narrow(1, 0, prefix()));
-    }
-    head_rows(sum, block.begin, num_keys() - prefix(), task.first_head, 1, task.num_heads)
-        .add_(grad_hsD.narrow(1, prefix(), num_keys() - prefix()));
+    return head_rows(x, tree.begin, num_keys(), task.first_head, 1, task.num_heads);
   }
 };
 
 template <typename Body>
 void for_each_tile(const AttentionPlan& plan, const Task& task, const Body& body) {
-  for (const auto b : plan.groups[task.group]) {
-    const auto& block = plan.blocks[b];
-    const auto length = block.end - block.begin;
-    for (std::int64_t first = 0; first < length; first += kQueryTile) {
-      body(b, Tile{.block = block, .first_query = first, .num_queries = std::min(kQueryTile, length - first)});
+  const auto& tree = plan.trees[task.tree];
+  for (std::int64_t first = 0; first < tree.num_rows(); first += kQueryTile) {
+    body(Tile{.tree = tree, .first = first, .num_queries = std::min(kQueryTile, tree.num_rows() - first)});
+  }
+}
+
+/// Calls with_row(i, block) for the tile's query rows in blocks, and without(i) for rows of no block.
+template <typename WithRow, typename Without>
+void for_each_query(const AttentionPlan& plan, const Tile& tile, const WithRow& with_row, const Without& without) {
+  auto block = tile.tree.first_block;
+  for (std::int64_t i = 0; i < tile.num_queries; ++i) {
+    const auto row = tile.row() + i;
+    while (block < tile.tree.last_block && plan.blocks[block].end <= row) ++block;
+    if (plan.blocks[block].begin <= row) {
+      with_row(i, block);
+    } else {
+      without(i);
     }
   }
 }
 
+template <typename T>
+void fill_hidden(T* row, const std::vector<Interval>& hidden, float value) {
+  for (const auto& rows : hidden) std::fill(row + rows.begin, row + rows.end, static_cast<T>(value));
+}
+
 /// Draws the factors of one row if there is dropout; nullptr otherwise.
-const float* draw_factors(const AttentionPlan& plan, std::size_t block, std::int64_t position, std::int64_t head, std::int64_t n,
+const float* draw_factors(const AttentionPlan& plan, std::size_t block, std::int64_t row, std::int64_t head, std::int64_t n,
                           std::vector<float>& buffer) {
   if (plan.dropout.p == 0) return nullptr;
   buffer.resize(static_cast<std::size_t>(n));
-  dropout_factors(plan.dropout.key, {.sample_id = plan.dropout.sample_ids[block], .position = position, .lane = head}, plan.dropout.p,
-                  buffer.data(), n);
+  dropout_factors(plan.dropout.key, {.sample_id = plan.dropout.sample_ids[block], .position = row - plan.blocks[block].begin, .lane = head},
+                  plan.dropout.p, buffer.data(), n);
   return buffer.data();
 }
 
@@ -174,8 +184,9 @@ void attend(const AttentionPlan& plan, const Tensor& q_TND, const Tensor& k_TKD,
   for_each_task(plan, num_kv_heads, [&](const Task& task) {
     std::vector<float> factors;
     std::vector<Compute> scratch;
-    for_each_tile(plan, task, [&](std::size_t block, const Tile& tile) {
+    for_each_tile(plan, task, [&](const Tile& tile) {
       const auto k_hsD = tile.keys(k_TKD, task), v_hsD = tile.keys(v_TKD, task);
+      const auto num_keys = tile.num_keys();
       for (std::int64_t g = 0; g < group_size; ++g) {
         const auto first_head = task.first_head * group_size + g;
         const auto q_hiD = head_rows(q_TND, tile.row(), tile.num_queries, first_head, group_size, task.num_heads);
@@ -183,13 +194,18 @@ void attend(const AttentionPlan& plan, const Tensor& q_TND, const Tensor& k_TKD,
         auto* p = p_his.template mutable_data_ptr<T>();
         for (std::int64_t h = 0; h < task.num_heads; ++h) {
           const auto head = first_head + h * group_size;
-          for (std::int64_t i = 0; i < tile.num_queries; ++i) {
-            T* row = p + (h * tile.num_queries + i) * tile.num_keys();
-            const auto visible = tile.num_visible(i);
-            const auto* keep = draw_factors(plan, block, tile.first_query + i, head, visible, factors);
-            log_sum[(tile.row() + i) * num_heads + head] =
-                softmax_row(row, visible, tile.num_keys(), static_cast<Compute>(plan.scale), keep, scratch);
-          }
+          T* const rows = p + h * tile.num_queries * num_keys;
+          for_each_query(
+              plan, tile,
+              [&](std::int64_t i, std::size_t block) {
+                T* row = rows + i * num_keys;
+                const auto visible = tile.first + i + 1;
+                const auto* keep = draw_factors(plan, block, tile.row() + i, head, visible, factors);
+                fill_hidden(row, plan.hidden[block], kHiddenScore);
+                log_sum[(tile.row() + i) * num_heads + head] = softmax_row(row, visible, num_keys, static_cast<Compute>(plan.scale), keep, scratch);
+                fill_hidden(row, plan.hidden[block], 0);
+              },
+              [&](std::int64_t i) { std::fill(rows + i * num_keys, rows + (i + 1) * num_keys, static_cast<T>(0)); });
         }
         head_rows(out_TND, tile.row(), tile.num_queries, first_head, group_size, task.num_heads).copy_(at::bmm(p_his, v_hsD));
       }
@@ -213,8 +229,9 @@ void attend_backward(const AttentionPlan& plan, const Tensor& q_TND, const Tenso
   for_each_task(plan, num_kv_heads, [&](const Task& task) {
     std::vector<float> factors;
     std::vector<Compute> scratch;
-    for_each_tile(plan, task, [&](std::size_t block, const Tile& tile) {
+    for_each_tile(plan, task, [&](const Tile& tile) {
       const auto k_hsD = tile.keys(k_TKD, task), v_hsD = tile.keys(v_TKD, task);
+      const auto num_keys = tile.num_keys();
       for (std::int64_t g = 0; g < group_size; ++g) {
         const auto first_head = task.first_head * group_size + g;
         const auto q_hiD = head_rows(q_TND, tile.row(), tile.num_queries, first_head, group_size, task.num_heads);
@@ -225,21 +242,28 @@ void attend_backward(const AttentionPlan& plan, const Tensor& q_TND, const Tenso
         auto* dp = dp_his.template mutable_data_ptr<T>();
         for (std::int64_t h = 0; h < task.num_heads; ++h) {
           const auto head = first_head + h * group_size;
-          for (std::int64_t i = 0; i < tile.num_queries; ++i) {
-            const auto offset = (h * tile.num_queries + i) * tile.num_keys();
-            const auto row = (tile.row() + i) * num_heads + head;
-            Compute delta = 0;  // sum over keys of p dp, which equals that over features of out dout
-            for (std::int64_t d = 0; d < width; ++d) {
-              delta += static_cast<Compute>(out[row * width + d]) * static_cast<Compute>(dout[row * width + d]);
-            }
-            const auto visible = tile.num_visible(i);
-            const auto* keep = draw_factors(plan, block, tile.first_query + i, head, visible, factors);
-            softmax_row_backward(p + offset, dp + offset, visible, tile.num_keys(), static_cast<Compute>(plan.scale), log_sum[row], delta, keep,
-                                 scratch);
-          }
+          const auto rows = h * tile.num_queries * num_keys;
+          for_each_query(
+              plan, tile,
+              [&](std::int64_t i, std::size_t block) {
+                T *p_row = p + rows + i * num_keys, *dp_row = dp + rows + i * num_keys;
+                const auto row = (tile.row() + i) * num_heads + head;
+                Compute delta = 0;  // sum over keys of p dp, which equals that over features of out dout
+                for (std::int64_t d = 0; d < width; ++d) {
+                  delta += static_cast<Compute>(out[row * width + d]) * static_cast<Compute>(dout[row * width + d]);
+                }
+                const auto visible = tile.first + i + 1;
+                const auto* keep = draw_factors(plan, block, tile.row() + i, head, visible, factors);
+                softmax_row_backward(p_row, dp_row, visible, num_keys, static_cast<Compute>(plan.scale), log_sum[row], delta, keep, scratch);
+                fill_hidden(p_row, plan.hidden[block], 0);
+                fill_hidden(dp_row, plan.hidden[block], 0);
+              },
+              [&](std::int64_t i) {
+                for (auto* x : {p, dp}) std::fill(x + rows + i * num_keys, x + rows + (i + 1) * num_keys, static_cast<T>(0));
+              });
         }
-        tile.add_to_keys(grads.dv_TKD, at::bmm(p_his.transpose(1, 2), dout_hiD), task);
-        tile.add_to_keys(grads.dk_TKD, at::bmm(dp_his.transpose(1, 2), q_hiD), task);
+        tile.keys(grads.dv_TKD, task).add_(at::bmm(p_his.transpose(1, 2), dout_hiD));
+        tile.keys(grads.dk_TKD, task).add_(at::bmm(dp_his.transpose(1, 2), q_hiD));
         head_rows(grads.dq_TND, tile.row(), tile.num_queries, first_head, group_size, task.num_heads).copy_(at::bmm(dp_his, k_hsD));
       }
     });
@@ -300,12 +324,7 @@ Tensor packed_attention(const Tensor& q_TND, const Tensor& k_TKD, const Tensor& 
   UQA_CHECK(dropout.p == 0 || dropout.sample_ids.size() == blocks.size(), ErrorCode::kInternal,
             "attention: {} sample ids for {} blocks, one each is required", dropout.sample_ids.size(), blocks.size());
   check_blocks(blocks, q_TND.size(0));
-  auto plan = c10::make_intrusive<AttentionPlan>();
-  plan->blocks = blocks;
-  plan->groups = connected_groups(blocks, q_TND.size(0));
-  plan->dropout = dropout;
-  plan->scale = scale;
-  return PackedAttention::apply(q_TND, k_TKD, v_TKD, plan);
+  return PackedAttention::apply(q_TND, k_TKD, v_TKD, make_plan(blocks, scale, dropout));
 }
 
 }  // namespace uqa::models

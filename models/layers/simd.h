@@ -21,13 +21,11 @@
 
 namespace uqa::models {
 
-/// exp(x) for x <= 0 (or moderate x > 0) within 2 units in the last place: range reduction by ln 2 and the polynomial of
-/// Cephes' expf. Results below 2^-126 are 0; NaN stays NaN.
-UQA_INLINE float vector_exp(float x) {
+/// exp(x) for |x| at most 87 within 2 units in the last place: range reduction by ln 2 and the polynomial of Cephes' expf.
+UQA_INLINE float exp_in_range(float x) {
   constexpr float kRound = 12582912.0f;  // 1.5 * 2^23: adding and subtracting it rounds to the nearest integer
-  const float clamped = x < -87.33654f ? -87.33654f : (x > 88.0f ? 88.0f : x);
-  const float n = (clamped * 1.44269504f + kRound) - kRound;
-  const float r = (clamped - n * 0.693359375f) + n * 2.12194440e-4f;
+  const float n = (x * 1.44269504f + kRound) - kRound;
+  const float r = (x - n * 0.693359375f) + n * 2.12194440e-4f;
   float p = 1.9875691500e-4f;
   p = p * r + 1.3981999507e-3f;
   p = p * r + 8.3334519073e-3f;
@@ -35,8 +33,13 @@ UQA_INLINE float vector_exp(float x) {
   p = p * r + 1.6666665459e-1f;
   p = p * r + 5.0000001201e-1f;
   p = p * r * r + r + 1.0f;
-  const float power = std::bit_cast<float>((static_cast<std::int32_t>(n) + 127) << 23);
-  return x < -87.33654f ? 0.0f : p * power;
+  return p * std::bit_cast<float>((static_cast<std::int32_t>(n) + 127) << 23);
+}
+
+/// exp(x) for x <= 0 (or moderate x > 0). Results below 2^-126 are 0; NaN stays NaN.
+UQA_INLINE float vector_exp(float x) {
+  const float clamped = x < -87.33654f ? -87.33654f : (x > 88.0f ? 88.0f : x);
+  return x < -87.33654f ? 0.0f : exp_in_range(clamped);
 }
 UQA_INLINE double vector_exp(double x) { return std::exp(x); }
 

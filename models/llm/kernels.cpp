@@ -24,22 +24,11 @@ UQA_INLINE void store(Half& to, float x) {  // round to nearest even; NaN stays 
 
 // Comparisons and selects below work on the bits: between floats they stop vectorization (unless exceptions flags are given up).
 
-/// exp(-|x|) with |x| cut at 80 (NaN too), the polynomial of Cephes' expf.
+/// exp(-|x|) with |x| cut at 80 (NaN too).
 UQA_INLINE float exp_minus_abs(float x) {
   constexpr std::uint32_t kCut = 0x42A00000u;  // 80.0f
-  constexpr float kRound = 12582912.0f;        // 1.5 * 2^23: adding and subtracting it rounds to the nearest integer
   const std::uint32_t magnitude = std::bit_cast<std::uint32_t>(x) & 0x7FFFFFFFu;
-  const float y = -std::bit_cast<float>(magnitude < kCut ? magnitude : kCut);
-  const float n = (y * 1.44269504f + kRound) - kRound;
-  const float r = (y - n * 0.693359375f) + n * 2.12194440e-4f;
-  float p = 1.9875691500e-4f;
-  p = p * r + 1.3981999507e-3f;
-  p = p * r + 8.3334519073e-3f;
-  p = p * r + 4.1665795894e-2f;
-  p = p * r + 1.6666665459e-1f;
-  p = p * r + 5.0000001201e-1f;
-  p = p * r * r + r + 1.0f;
-  return p * std::bit_cast<float>((static_cast<std::int32_t>(n) + 127) << 23);
+  return exp_in_range(-std::bit_cast<float>(magnitude < kCut ? magnitude : kCut));
 }
 
 UQA_INLINE float sigmoid(float x) {
@@ -140,9 +129,9 @@ UQA_INLINE float log_sum_exp_body(const S* x, std::int64_t n) {
 }
 
 template <typename S>
-UQA_INLINE void softmax_body(S* x, float log_sum_exp, std::int64_t n) {
+UQA_INLINE void softmax_body(S* x, float log_sum_exp, float scale, std::int64_t n) {
 #pragma omp simd
-  for (std::int64_t i = 0; i < n; ++i) store(x[i], exp_minus_abs(load(x[i]) - log_sum_exp));
+  for (std::int64_t i = 0; i < n; ++i) store(x[i], scale * exp_minus_abs(load(x[i]) - log_sum_exp));
 }
 
 // ---- the same, compiled per instruction set ----
@@ -181,8 +170,8 @@ UQA_SIMD_CLONES void copy_row(const float* x, const float* bias, std::int64_t n,
 UQA_SIMD_CLONES void copy_row(const Half* x, const float* bias, std::int64_t n, Half* y) { copy_body(x, bias, n, y); }
 UQA_SIMD_CLONES float log_sum_exp_row(const float* x, std::int64_t n) { return log_sum_exp_body(x, n); }
 UQA_SIMD_CLONES float log_sum_exp_row(const Half* x, std::int64_t n) { return log_sum_exp_body(x, n); }
-UQA_SIMD_CLONES void softmax_row(float* x, float lse, std::int64_t n) { softmax_body(x, lse, n); }
-UQA_SIMD_CLONES void softmax_row(Half* x, float lse, std::int64_t n) { softmax_body(x, lse, n); }
+UQA_SIMD_CLONES void softmax_row(float* x, float lse, float scale, std::int64_t n) { softmax_body(x, lse, scale, n); }
+UQA_SIMD_CLONES void softmax_row(Half* x, float lse, float scale, std::int64_t n) { softmax_body(x, lse, scale, n); }
 
 // ---- loops over rows ----
 
@@ -354,12 +343,35 @@ Tensor cross_entropy_rows_(Tensor& logits_MV, const Tensor& labels_M, bool to_gr
       const float lse = log_sum_exp_row(row, vocab);
       losses[m] = lse - load(row[labels[m]]);
       if (!to_gradient) return;
-      softmax_row(row, lse, vocab);
+      softmax_row(row, lse, 1, vocab);
       // -loss is the label's log probability: the difference p - 1 keeps its digits where p is about 1.
       store(row[labels[m]], std::expm1(-losses[m]));
     });
   });
   return losses_M;
+}
+
+Tensor log_sum_exp_rows(const Tensor& logits_MV) {
+  const std::int64_t vocab = logits_MV.size(1), ld = logits_MV.stride(0);
+  check_rows(logits_MV, "logits");
+  auto log_sum_M = at::empty({logits_MV.size(0)}, logits_MV.options().dtype(at::kFloat));
+  auto* log_sum = data<float>(log_sum_M);
+  with_storage(logits_MV.scalar_type(), [&](auto type) {
+    const auto* logits = data<const decltype(type)>(logits_MV);
+    for_rows(logits_MV.size(0), vocab, [&](std::int64_t m) { log_sum[m] = log_sum_exp_row(logits + m * ld, vocab); });
+  });
+  return log_sum_M;
+}
+
+void scaled_softmax_rows_(Tensor& logits_MV, const Tensor& log_sum_M, const Tensor& scale_M) {
+  const std::int64_t vocab = logits_MV.size(1), ld = logits_MV.stride(0);
+  check_rows(logits_MV, "logits");
+  const auto* log_sum = data<float>(log_sum_M);
+  const auto* scale = data<float>(scale_M);
+  with_storage(logits_MV.scalar_type(), [&](auto type) {
+    auto* logits = data<decltype(type)>(logits_MV);
+    for_rows(logits_MV.size(0), vocab, [&](std::int64_t m) { softmax_row(logits + m * ld, log_sum[m], scale[m], vocab); });
+  });
 }
 
 }  // namespace uqa::models::llm

@@ -38,4 +38,9 @@ void rope_split_backward(const Tensor& dq_TND, const Tensor& dk_TKD, const Tenso
 /// `to_gradient` the logits are overwritten by their gradient, softmax - onehot.
 [[nodiscard]] Tensor cross_entropy_rows_(Tensor& logits_MV, const Tensor& labels_M, bool to_gradient);
 
+/// Log of the sum of exponentials of each row of logits [M, V] (float32 or bfloat16); -> float32 [M]. NaN where a logit is not finite.
+[[nodiscard]] Tensor log_sum_exp_rows(const Tensor& logits_MV);
+/// Overwrites row m of logits [M, V] by scale[m] * exp(logits[m] - log_sum[m]); log_sum, scale float32 [M].
+void scaled_softmax_rows_(Tensor& logits_MV, const Tensor& log_sum_M, const Tensor& scale_M);
+
 }  // namespace uqa::models::llm

@@ -1,0 +1,47 @@
+// trainer/align_questions.h - the questions of an alignment run: tokenised, split by user, in groups that share their text; private to trainer/.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <vector>
+
+#include "data/question.h"
+#include "trainer/align.h"
+#include "trainer/align_parts.h"
+
+namespace uqa::trainer {
+
+class AlignQuestions {
+ public:
+  /// Reads config.questions (built from `data`), tokenises them with config.llm's tokenizer and splits users into train and validation.
+  /// Error(kConfig) or Error(kData) as the parts say.
+  AlignQuestions(const AlignConfig& config, const data::Dataset& data);
+
+  /// What is scored behind question `q`'s prompt; points into this object.
+  [[nodiscard]] ScoredPrompt scored(std::size_t q) const;
+  [[nodiscard]] std::vector<ScoredPrompt> scored(const std::vector<std::size_t>& questions) const;
+  [[nodiscard]] const std::vector<data::Question>& all() const { return set_.train; }
+  [[nodiscard]] const EncodedQuestion& encoded(std::size_t q) const { return encoded_[q]; }
+  [[nodiscard]] const PromptEncoder& prompts() const { return *prompts_; }
+  [[nodiscard]] const std::string& digest() const { return set_.digest; }
+  /// Samples of training, and what validates: indices into all().
+  [[nodiscard]] const std::vector<QuestionGroup>& train() const { return train_; }
+  [[nodiscard]] const std::vector<QuestionGroup>& valid() const { return valid_; }
+  [[nodiscard]] bool choice() const { return choice_; }
+  [[nodiscard]] bool learn_letter() const { return learn_letter_; }
+  [[nodiscard]] bool learn_text() const { return learn_text_; }
+
+ private:
+  void tokenise(const AlignConfig& config, const data::Dataset& data);
+  void split(const AlignConfig& config);
+
+  bool choice_, learn_letter_, learn_text_;
+  data::QuestionSet set_;
+  std::unique_ptr<PromptEncoder> prompts_;
+  LetterTokens letters_;
+  std::vector<EncodedQuestion> encoded_;
+  std::vector<std::vector<std::int64_t>> gold_letter_, gold_text_;  ///< "lm": gold answers with the end token
+  std::vector<QuestionGroup> train_, valid_;
+};
+
+}  // namespace uqa::trainer

@@ -85,12 +85,12 @@ int main(int argc, char** argv) {
   std::vector<std::int64_t> positions;
   std::int64_t rows = 0;
   for (std::int64_t s = 0; s < sequences; ++s) {
-    const AttentionBlock shared{.begin = rows, .end = rows + prompt};
-    blocks.push_back(shared);
+    const auto shared = static_cast<std::int64_t>(blocks.size());
+    blocks.push_back({.begin = rows, .end = rows + prompt});
     for (std::int64_t i = 0; i < prompt; ++i) positions.push_back(i);
     rows += prompt;
     for (std::int64_t o = 0; o < options; ++o) {
-      blocks.push_back({.begin = rows, .end = rows + words, .prefix_begin = shared.begin, .prefix_end = shared.end});
+      blocks.push_back({.begin = rows, .end = rows + words, .parent = shared});
       for (std::int64_t i = 0; i < words; ++i) positions.push_back(prompt + i);
       rows += words;
     }

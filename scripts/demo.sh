@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # From a real interaction log to answered questions: MovieLens-100K, Trm++, SmolLM2-135M-Instruct. Sets up and builds first.
 # Usage: scripts/demo.sh [--full] [--output demo]
-#   --full    24,000 training questions, 3 alignment seeds, 4,200 test questions, significance tests (by estimate over 8 hours on 2 cores)
+#   --full    12,000 training questions, 3 alignment seeds, 4,200 test questions, significance tests
 # Run again, it reuses what is done. The table is printed and written to demo/result.json (--full: demo/full/result.json).
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
@@ -27,9 +27,9 @@ cmake --build --preset release --target uqa -- --quiet
 uqa=build/release/uqa
 llm=third_party/smollm2-135m-instruct
 if [ "$full" = 1 ]; then
-  work=$demo/full seeds=(1 2 3) train=24000 test=4200
+  work=$demo/full seeds=(1 2 3) train=12000 test=4200 titles=16
 else
-  work=$demo seeds=(1) train=2800 test=560
+  work=$demo seeds=(1) train=5600 test=560 titles=32
 fi
 start=$(date +%s)
 stage() { printf '\n[demo %4d s] %s\n' "$(($(date +%s) - start))" "$*"; }
@@ -102,7 +102,7 @@ if [ "$full" = 1 ]; then
 else
   add_arm shuffled "$work/align-1" shuffled shuffled
 fi
-add_arm text "$work/align-1" text text --text_items 32
+add_arm text "$work/align-1" text text --text_items $titles
 if [ -e "$work/prior/result.json" ]; then reuse "$work/prior"; else
   "$uqa" evaluate --prompt prior --run "$work/align-1" --data "$demo/data" --questions "$work/questions" --output "$work/prior" >/dev/null
 fi

@@ -16,11 +16,14 @@
 namespace uqa::trainer {
 namespace {
 
+constexpr double kHidden = 1e30;  // minus this, a score has no weight beside any real one
+
 /// One forward pass.
 struct MicroBatch {
   PackedPrompts packed;
   Tensor questions_B;                                  ///< int64: rows of the mean states
-  Tensor gold_B;                                       ///< int64: index of the gold option; "choice"
+  Tensor gold_B;                                       ///< int64: index of the gold option
+  Tensor same_text_BB;                                 ///< bool
   std::shared_ptr<const data::PackedBatch> histories;  ///< distinct spans; only when the encoder is trained
   Tensor history_B;                                    ///< int64: which of them each question shows
 };
@@ -97,6 +100,16 @@ struct AlignTask::Impl {
     }
   }
 
+  /// Starts the adapter from the training histories' mean states.
+  void whiten_adapter(const Tensor& all_QH) {
+    std::vector<std::int64_t> indices;
+    for (const auto q : members_of(questions->train(), {0, questions->train().size()})) indices.push_back(static_cast<std::int64_t>(q));
+    if (indices.size() < 2) return;
+    const double token_rms = llm->embed(at::arange(llm->config().vocab_size, at::kLong)).to(at::kFloat).square().mean().sqrt().item<double>();
+    adapter->init_whitened(static_cast<std::uint64_t>(config.loop.train.seed), all_QH.index_select(0, at::tensor(indices, at::kLong)),
+                           config.adapter.init_scale * token_rms);
+  }
+
   [[nodiscard]] MicroBatch make_micro(const std::vector<std::size_t>& members) const {
     MicroBatch micro;
     std::vector<std::int64_t> indices, gold;
@@ -107,6 +120,13 @@ struct AlignTask::Impl {
     micro.packed = pack_prompts(questions->scored(members));
     micro.questions_B = at::tensor(indices, at::kLong);
     micro.gold_B = at::tensor(gold, at::kLong);
+    micro.same_text_BB = at::zeros({micro.packed.num_prompts, micro.packed.num_prompts}, at::kBool);
+    auto same = micro.same_text_BB.accessor<bool, 2>();
+    for (std::size_t i = 0; i < members.size(); ++i) {
+      for (std::size_t j = 0; j < members.size(); ++j) {
+        same[static_cast<std::int64_t>(i)][static_cast<std::int64_t>(j)] = questions->all()[members[i]].text == questions->all()[members[j]].text;
+      }
+    }
     if (soft && !frozen.encoder) {
       // Questions about the same history share one run of the encoder.
       std::map<std::tuple<std::int64_t, std::int64_t, std::int64_t>, std::int64_t> seen;
@@ -146,11 +166,18 @@ struct AlignTask::Impl {
         .view({micro.packed.num_prompts, -1, static_cast<std::int64_t>(kNumOptions)});
   }
 
-  /// Cross-entropy of the gold option, mean over the forms of answer. -> [B]
-  [[nodiscard]] Tensor choice_losses(const Tensor& scores_BG4, const Tensor& gold_B) const {
-    const auto log_probs_BG4 = (scores_BG4 * config.choice_scale).log_softmax(-1);
-    const auto gold_BG1 = gold_B.view({-1, 1, 1}).expand({-1, scores_BG4.size(1), 1});
-    return -log_probs_BG4.gather(2, gold_BG1).squeeze(2).mean(1);
+  /// Loss of each question, mean over the forms of answer. -> [B]
+  [[nodiscard]] Tensor losses(const MicroBatch& micro, const Tensor& scores_BG4) const {
+    const auto scaled_BG4 = scores_BG4 * config.choice_scale;
+    const auto gold_BG1 = micro.gold_B.view({-1, 1, 1}).expand({-1, scores_BG4.size(1), 1});
+    const auto choice_BG = -scaled_BG4.log_softmax(-1).gather(2, gold_BG1).squeeze(2);
+    if (config.objective != "contrast") return choice_BG.mean(1);
+    // [i, j]: how well user j's token fits user i's gold option, among the users who are asked the same.
+    const auto fit_BBG = scaled_BG4.index_select(2, micro.gold_B).permute({2, 0, 1});
+    const auto among = [&](const Tensor& keep_BB) { return fit_BBG.masked_fill(keep_BB.logical_not().unsqueeze(2), -kHidden).logsumexp(1); };
+    const auto right_BB = micro.same_text_BB.logical_and(micro.gold_B.unsqueeze(1).eq(micro.gold_B.unsqueeze(0)));
+    const auto contrast_BG = among(micro.same_text_BB) - among(right_BB);
+    return (choice_BG + contrast_BG).mean(1) / 2;
   }
 };
 
@@ -163,7 +190,11 @@ AlignTask::AlignTask(AlignConfig config, const comm::Mesh& mesh) : impl_(std::ma
     s.config = std::move(config);
     s.open();
   });
-  if (s.soft && s.frozen.encoder) s.states_QH = mean_states(s.encoder.model, s.data, s.spans, mesh.world());
+  const bool whiten = s.config.adapter.init == "whitened";
+  if (!s.soft || !(s.frozen.encoder || whiten)) return;
+  const auto states_QH = mean_states(s.encoder.model, s.data, s.spans, mesh.world());
+  if (whiten) comm::run_agreed(mesh.world(), [&] { s.whiten_adapter(states_QH); });
+  if (s.frozen.encoder) s.states_QH = states_QH;
 }
 
 AlignTask::~AlignTask() = default;
@@ -218,7 +249,7 @@ Tensor AlignTask::loss_sum(const TaskBatch& batch, std::int64_t micro_index, con
   const auto& micro = parts[static_cast<std::size_t>(micro_index)];
   const auto head_RH = run_prompts(*s.llm, micro.packed, s.soft_of(micro, context));
   const auto log_probs_N = token_log_probs(*s.llm, head_RH, micro.packed);
-  return s.questions->choice() ? s.choice_losses(s.option_scores(micro, log_probs_N), micro.gold_B).sum() : -log_probs_N.sum();
+  return s.questions->choice() ? s.losses(micro, s.option_scores(micro, log_probs_N)).sum() : -log_probs_N.sum();
 }
 
 std::optional<Validation> AlignTask::validate(const comm::Mesh& mesh) {
@@ -240,7 +271,7 @@ std::optional<Validation> AlignTask::validate(const comm::Mesh& mesh) {
       Tensor losses = -log_probs_N;
       if (all.choice()) {
         const auto scores_BG4 = s.option_scores(micro, log_probs_N);
-        losses = s.choice_losses(scores_BG4, micro.gold_B);
+        losses = s.losses(micro, scores_BG4);
         const auto correct_BG = scores_BG4.argmax(2).eq(micro.gold_B.unsqueeze(1));
         if (all.learn_letter()) sums[kLetter] += correct_BG.select(1, 0).sum().item<std::int64_t>();
         if (all.learn_text()) sums[kText] += correct_BG.select(1, -1).sum().item<std::int64_t>();
@@ -304,7 +335,7 @@ void AlignTask::save_model(const fs::path& directory) const {
                      {"lora_rank", s.config.lora.rank},
                      {"lora_alpha", s.config.lora.alpha}}}};
   if (s.soft) {
-    add("adapter.", *s.adapter);
+    std::tie(tensors["adapter.up_proj.weight"], tensors["adapter.up_proj.bias"]) = s.adapter->folded();
     if (!s.frozen.encoder) add("encoder.", *s.encoder.model);
     json["adapter"] = {{"kind", "linear_mean"}, {"encoder_hidden", s.encoder.config.hidden}, {"llm_hidden", s.llm->config().hidden}};
     json["encoder"] = {{"path", fs::absolute(s.config.encoder_run).string()},
@@ -353,6 +384,7 @@ std::vector<std::string> AlignTask::deviations() const {
   if (s.config.lora.rank > 0) list.push_back(fmt::format("the LLM gets LoRA of rank {}; the reference trains the adapter alone or the whole LLM", s.config.lora.rank));
   if (s.soft && s.config.prompt_format.place != "before") list.emplace_back("the soft token stands in the user turn; the reference puts it before the chat");
   list.emplace_back("questions that share their text form one sample of a step; the reference shuffles questions one by one");
+  if (s.soft && s.config.adapter.init == "whitened") list.emplace_back("the adapter is trained on whitened mean states (stored as one linear layer); the reference trains on the states as they are");
   if (!s.soft) list.emplace_back("no soft token: this run is the baseline that sees no user");
   return list;
 }

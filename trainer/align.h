@@ -28,6 +28,11 @@ struct AlignLoraConfig {
   double alpha = 0;        ///< the update is scaled by alpha / rank; 0: alpha = 2 * rank
 };
 
+struct AlignAdapterConfig {
+  std::string init = "whitened";  ///< "whitened": LinearMeanAdapter::init_whitened over the training histories; "linear": as torch.nn.Linear
+  double init_scale = 1;          ///< "whitened": root mean square of the first soft tokens, relative to the LLM's token embeddings; > 0
+};
+
 struct AlignPromptConfig {
   std::string place = "before";     ///< PromptOptions::place
   std::string system = "default";   ///< system text; "default": the chat template's own
@@ -41,10 +46,13 @@ struct AlignConfig {
   std::string llm;                       ///< Hugging Face directory; required
   std::string prompt = "soft";           ///< "soft", or "none": the baseline that is tuned with equal budget and sees no user
   std::string answer = "text";           ///< what is learned: the option's "letter", its words ("text"), or "both"
-  std::string objective = "choice";      ///< "choice": softmax over the four options' scores; "lm": cross-entropy of the gold answer
+  /// "choice": softmax over the four options' scores; "contrast": the mean of that and of a softmax over the users who are asked the same
+  /// (symmetric, as CLIP's); "lm": cross-entropy of the gold answer.
+  std::string objective = "choice";
   double choice_scale = 1;               ///< factor of the scores in that softmax; > 0
   std::string freeze = "encoder,llm";    ///< subset of encoder, adapter, llm that is not trained; "" trains all. LoRA is set by lora.rank
   AlignLoraConfig lora;
+  AlignAdapterConfig adapter;
   AlignPromptConfig prompt_format;
   std::int64_t max_questions = 0;        ///< training questions used; 0: all
   double validation_fraction = 0.1;      ///< share of the training users held out for validation; in [0, 1)

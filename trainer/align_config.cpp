@@ -35,8 +35,12 @@ void AlignConfig::validate() const {
   UQA_CHECK(prompt == "none" || !encoder_run.empty(), ErrorCode::kConfig, "encoder-run is missing; give --encoder-run DIR, or --prompt none");
   UQA_CHECK(answer == "letter" || answer == "text" || answer == "both", ErrorCode::kConfig,
             "answer = {}, must be letter, text or both; change --answer", answer);
-  UQA_CHECK(objective == "choice" || objective == "lm", ErrorCode::kConfig, "objective = {}, must be choice or lm; change --objective", objective);
+  UQA_CHECK(objective == "choice" || objective == "contrast" || objective == "lm", ErrorCode::kConfig,
+            "objective = {}, must be choice, contrast or lm; change --objective", objective);
   UQA_CHECK(choice_scale > 0, ErrorCode::kConfig, "choice_scale = {}, must be > 0; change --choice_scale", choice_scale);
+  UQA_CHECK(adapter.init == "whitened" || adapter.init == "linear", ErrorCode::kConfig,
+            "adapter.init = {}, must be whitened or linear; change --adapter.init", adapter.init);
+  UQA_CHECK(adapter.init_scale > 0, ErrorCode::kConfig, "adapter.init_scale = {}, must be > 0; change --adapter.init_scale", adapter.init_scale);
   UQA_CHECK(lora.rank >= 0, ErrorCode::kConfig, "lora.rank = {}, must be >= 0 (0: no LoRA); change --lora.rank", lora.rank);
   UQA_CHECK(lora.alpha >= 0, ErrorCode::kConfig, "lora.alpha = {}, must be >= 0 (0: 2 * rank); change --lora.alpha", lora.alpha);
   UQA_CHECK(max_questions >= 0, ErrorCode::kConfig, "max_questions = {}, must be >= 0 (0: all); change --max_questions", max_questions);

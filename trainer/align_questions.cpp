@@ -48,7 +48,7 @@ std::vector<QuestionGroup> subset(std::vector<QuestionGroup> groups, std::int64_
 }  // namespace
 
 AlignQuestions::AlignQuestions(const AlignConfig& config, const data::Dataset& data)
-    : choice_(config.objective == "choice"),
+    : choice_(config.objective != "lm"),
       learn_letter_(config.answer != "text"),
       learn_text_(config.answer != "letter"),
       set_(data::read_questions(config.questions)) {
@@ -66,7 +66,7 @@ void AlignQuestions::tokenise(const AlignConfig& config, const data::Dataset& da
   const auto end = prompts_->end_id();
   for (const auto& question : encoded_) {
     UQA_CHECK(!choice_ || question.gold >= 0, ErrorCode::kConfig,
-              "objective = choice, needs questions with options and {} has free-form ones; give --objective lm", config.questions);
+              "objective = {}, needs questions with options and {} has free-form ones; give --objective lm", config.objective, config.questions);
     auto& letter = gold_letter_.emplace_back(question.answer);
     letter.push_back(end);
     auto& text = gold_text_.emplace_back(question.gold >= 0 ? question.options[static_cast<std::size_t>(question.gold)] : question.answer);

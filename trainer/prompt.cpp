@@ -41,8 +41,8 @@ Prompt prompt_of_name(const std::string& name) {
 bool has_soft_row(Prompt prompt) { return prompt == Prompt::kSoft || prompt == Prompt::kShuffled || prompt == Prompt::kZero; }
 
 void PromptOptions::validate() const {
-  UQA_CHECK(place == "before" || place == "user" || place == "user_end", ErrorCode::kConfig,
-            "prompt.place = {}, must be before, user or user_end; change --prompt.place", place);
+  UQA_CHECK(place == "before" || place == "user" || place == "user_end" || place == "assistant", ErrorCode::kConfig,
+            "prompt.place = {}, must be before, user, user_end or assistant; change --prompt.place", place);
   UQA_CHECK(text_items > 0, ErrorCode::kConfig, "text_items = {}, must be > 0; change --text_items", text_items);
   UQA_CHECK(!system || (system->find(kStart) == std::string::npos && system->find(kEnd) == std::string::npos), ErrorCode::kConfig,
             "prompt.system holds the chat's own marker {} or {}; change --prompt.system", kStart, kEnd);
@@ -103,6 +103,7 @@ std::string PromptEncoder::history_text(const data::Question& question, const da
 
 std::size_t PromptEncoder::soft_place(const std::string& text) const {
   if (options_.place == "before") return 0;
+  if (options_.place == "assistant") return text.size();
   // The system text holds no marker, so the first user header is the one of the question's turn, which is the last to end.
   return options_.place == "user" ? text.find(kUserHeader) + std::string_view(kUserHeader).size() : text.rfind(kEnd);
 }

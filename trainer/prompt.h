@@ -37,8 +37,8 @@ inline constexpr std::array kPrompts{Prompt::kSoft, Prompt::kNone, Prompt::kText
 inline constexpr std::size_t kNumOptions = 4;
 
 struct PromptOptions {
-  /// Soft token "before" the whole chat (the reference), first in the "user" turn, or last in it ("user_end"): there it comes behind the
-  /// question, so that questions with the same text share all rows before it.
+  /// Soft token "before" the whole chat (the reference), first in the "user" turn, last in it ("user_end"), or first in the "assistant"
+  /// turn. In the last two it comes behind the question, so that questions with the same text share all rows before it.
   std::string place = "before";
   std::optional<std::string> system;  ///< system text; absent: the chat template's own
   bool end_token = false;             ///< the words of an option end with "<|im_end|>" when they are scored

@@ -62,6 +62,35 @@ void LinearMeanAdapterImpl::init_weights(std::uint64_t seed) {
   init_linear_default_(up_proj_->weight, up_proj_->bias, seed, "adapter.up_proj");
 }
 
+void LinearMeanAdapterImpl::init_whitened(std::uint64_t seed, const Tensor& means_SH, double rms) {
+  UQA_CHECK(means_SH.dim() == 2 && means_SH.size(0) >= 2 && means_SH.size(1) == up_proj_->weight.size(1), ErrorCode::kInternal,
+            "adapter: {} mean states of width {}, needs at least 2 of width {}", means_SH.size(0), means_SH.size(1), up_proj_->weight.size(1));
+  const at::NoGradGuard no_grad;
+  init_weights(seed);
+  constexpr double kFloor = 1e-4;
+  const auto means = means_SH.to(at::kDouble);
+  const auto center_H = means.mean(0);
+  const auto centered_SH = means - center_H;
+  const auto covariance_HH = at::mm(centered_SH.t(), centered_SH) / static_cast<double>(means.size(0));
+  const auto [values_H, vectors_HH] = at::linalg_eigh(covariance_HH);
+  const double largest = values_H.max().item<double>();
+  if (!(largest > 0)) return;
+  const auto whiten_HH = at::mm(vectors_HH * (values_H.clamp_min(0) + kFloor * largest).rsqrt(), vectors_HH.t());
+  const auto soft_SL = at::mm(at::mm(centered_SH, whiten_HH), up_proj_->weight.to(at::kDouble).t());
+  up_proj_->weight.mul_(rms / soft_SL.square().mean().sqrt().item<double>());
+  up_proj_->bias.zero_();
+  center_H_ = center_H.to(at::kFloat);
+  whiten_HH_ = whiten_HH.to(at::kFloat);
+}
+
+std::pair<Tensor, Tensor> LinearMeanAdapterImpl::folded() const {
+  const at::NoGradGuard no_grad;
+  const auto weight_LH = up_proj_->weight.detach(), bias_L = up_proj_->bias.detach();
+  if (!center_H_.defined()) return {weight_LH.clone(), bias_L.clone()};
+  const auto folded_LH = at::mm(weight_LH.to(at::kDouble), whiten_HH_.to(at::kDouble));  // the whitening matrix is symmetric
+  return {folded_LH.to(at::kFloat), (bias_L.to(at::kDouble) - at::mv(folded_LH, center_H_.to(at::kDouble))).to(at::kFloat)};
+}
+
 Tensor LinearMeanAdapterImpl::forward(const Tensor& states_TH, const PackedLayout& layout) {
   UQA_CHECK(states_TH.dim() == 2 && states_TH.size(0) == layout.num_rows(), ErrorCode::kInternal, "adapter: {} encoder states for a layout of {} rows",
             states_TH.size(0), layout.num_rows());
@@ -70,7 +99,9 @@ Tensor LinearMeanAdapterImpl::forward(const Tensor& states_TH, const PackedLayou
   for (std::size_t b = 0; b + 1 < layout.cu_seqlens.size(); ++b) {
     UQA_CHECK(layout.cu_seqlens[b] < layout.cu_seqlens[b + 1], ErrorCode::kData, "adapter: sequence {} is empty, at least one interaction is required", b);
   }
-  return up_proj_->forward(SequenceMean::apply(states_TH, starts)).to(at::kFloat).unsqueeze(1);
+  auto mean_BH = SequenceMean::apply(states_TH, starts);
+  if (center_H_.defined()) mean_BH = at::mm(mean_BH - center_H_, whiten_HH_);
+  return up_proj_->forward(mean_BH).to(at::kFloat).unsqueeze(1);
 }
 
 }  // namespace uqa::models

@@ -12,11 +12,20 @@ class LinearMeanAdapterImpl : public torch::nn::Module {
   LinearMeanAdapterImpl(std::int64_t encoder_hidden, std::int64_t llm_hidden);
   /// As torch.nn.Linear does (uniform +-1/sqrt(in)), from counter-based numbers keyed by name and element.
   void init_weights(std::uint64_t seed);
+  /// Trains on whitened means: from here on `up_proj` is applied to (mean - center) * whiten, both fixed, taken from `means` [S,
+  /// encoder_hidden] (mean states of histories, S >= 2). Weights start as init_weights() does, scaled so that the soft tokens of `means`
+  /// have the root mean square `rms`; the bias starts at 0. Encoder states share a large constant part and few dominant directions, so
+  /// in their own coordinates the optimizer's steps move all users together. ZCA whitening (Bell and Sejnowski 1997); directions below
+  /// 1e-4 of the largest variance are not amplified further. Without spread in `means` this is init_weights().
+  void init_whitened(std::uint64_t seed, const Tensor& means_SH, double rms);
+  /// Weight [llm_hidden, encoder_hidden] and bias [llm_hidden] of the same map as one linear layer on plain means.
+  [[nodiscard]] std::pair<Tensor, Tensor> folded() const;
   /// states [T, H] -> soft tokens [B, 1, llm_hidden], float32.
   [[nodiscard]] Tensor forward(const Tensor& states_TH, const PackedLayout& layout);
 
  private:
   torch::nn::Linear up_proj_;
+  Tensor center_H_, whiten_HH_;  ///< float32; undefined: plain means
 };
 TORCH_MODULE(LinearMeanAdapter);
 

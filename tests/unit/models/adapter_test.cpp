@@ -29,6 +29,33 @@ TEST(LinearMeanAdapter, EqualsTheMeanOfLinearRowsWithItsGradients) {
   for (std::size_t i = 0; i < 3; ++i) EXPECT_LT(relative_error(grads[i], expected_grads[i]), 1e-6) << i;
 }
 
+TEST(LinearMeanAdapter, WhitenedTokensVaryEquallyInEveryDirectionAndFoldIntoOneLinearLayer) {
+  // Directions of size 10, 1 and 0.3 around a large common state.
+  const auto sizes_H = at::tensor({10.0f, 1.0f, 0.3f});
+  const auto means = random_normal({400, 3}, 3, at::kFloat) * sizes_H + 20;
+  LinearMeanAdapter adapter(3, 64);
+  adapter->init_whitened(5, means, 0.1);
+  PackedLayout layout{.cu_seqlens = {}, .sample_ids = std::vector<std::int64_t>(400)};
+  for (std::int64_t i = 0; i <= 400; ++i) layout.cu_seqlens.push_back(i);
+  const at::NoGradGuard no_grad;
+  const auto soft = adapter->forward(means, layout).squeeze(1);
+  EXPECT_NEAR(soft.square().mean().sqrt().item<double>(), 0.1, 1e-5);
+  EXPECT_LT(testing::max_abs(soft.mean(0)), 1e-4);
+  adapter->named_parameters()["up_proj.bias"].fill_(0.5);
+  const auto [weight_LH, bias_L] = adapter->folded();
+  EXPECT_LT(relative_error(at::linear(means, weight_LH, bias_L), soft + 0.5), 1e-4);
+  // One standard deviation in any direction moves the token about equally far.
+  const auto moves_H = (weight_LH * sizes_H).square().sum(0).sqrt();
+  EXPECT_LT((moves_H.max() / moves_H.min()).item<double>(), 1.6);
+}
+
+TEST(LinearMeanAdapter, WhitenedStartOfEqualStatesIsThePlainOne) {
+  LinearMeanAdapter adapter(3, 8), plain(3, 8);
+  adapter->init_whitened(5, at::ones({4, 3}), 0.1);
+  plain->init_weights(5);
+  EXPECT_TRUE(at::equal(adapter->named_parameters()["up_proj.weight"], plain->named_parameters()["up_proj.weight"]));
+}
+
 TEST(LinearMeanAdapter, StartsAsTorchLinearDoes) {
   LinearMeanAdapter adapter(64, 500);
   adapter->init_weights(5);

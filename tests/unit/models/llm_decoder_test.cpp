@@ -30,7 +30,7 @@ Tree make_tree(const Tensor& prompt, const std::vector<Tensor>& options, std::in
   Tree tree{.ids_T = prompt, .positions_T = at::arange(length, at::kLong), .blocks = {{.begin = first_row, .end = first_row + length}}};
   for (const auto& option : options) {
     const auto begin = first_row + tree.ids_T.numel();
-    tree.blocks.push_back({.begin = begin, .end = begin + option.numel(), .prefix_begin = first_row, .prefix_end = first_row + length});
+    tree.blocks.push_back({.begin = begin, .end = begin + option.numel(), .parent = 0});
     tree.ids_T = at::cat({tree.ids_T, option});
     tree.positions_T = at::cat({tree.positions_T, at::arange(length, length + option.numel(), at::kLong)});
   }

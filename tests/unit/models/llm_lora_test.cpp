@@ -15,7 +15,7 @@ using testing::relative_error;
 using testing::tiny_config;
 using testing::tiny_llm;
 
-const std::vector<AttentionBlock> kBlocks = {{.begin = 0, .end = 8}, {.begin = 8, .end = 12, .prefix_begin = 0, .prefix_end = 5}};
+const std::vector<AttentionBlock> kBlocks = {{.begin = 0, .end = 5}, {.begin = 5, .end = 8, .parent = 0}, {.begin = 8, .end = 12, .parent = 0}};
 constexpr std::int64_t kRows = 12;
 
 Tensor positions() { return at::cat({at::arange(8, at::kLong), at::arange(5, 9, at::kLong)}); }

@@ -54,7 +54,10 @@ inline Tensor plain_forward(const LlmConfig& c, const std::map<std::string, Tens
   const auto rows = x_TH.size(0);
   auto visible_TT = at::zeros({rows, rows}, at::kBool);
   for (const auto& b : blocks) {
-    visible_TT.narrow(0, b.begin, b.end - b.begin).narrow(1, b.prefix_begin, b.prefix_end - b.prefix_begin).fill_(true);
+    for (auto a = b.parent; a >= 0; a = blocks[static_cast<std::size_t>(a)].parent) {
+      const auto& above = blocks[static_cast<std::size_t>(a)];
+      visible_TT.narrow(0, b.begin, b.end - b.begin).narrow(1, above.begin, above.end - above.begin).fill_(true);
+    }
     auto own = visible_TT.narrow(0, b.begin, b.end - b.begin).narrow(1, b.begin, b.end - b.begin);
     own.copy_(at::ones_like(own).tril());
   }

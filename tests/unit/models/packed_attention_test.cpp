@@ -1,5 +1,6 @@
 #include "models/layers/packed_attention.h"
 
+#include <algorithm>
 #include <cmath>
 #include <limits>
 
@@ -17,6 +18,22 @@ using testing::max_abs;
 using testing::random_normal;
 using testing::relative_error;
 
+/// Rows that row `t` of block `b` sees, in order.
+std::vector<std::int64_t> visible_rows(const std::vector<AttentionBlock>& blocks, std::size_t b, std::int64_t t) {
+  std::vector<std::int64_t> visible;
+  for (auto s = blocks[b].begin; s <= t; ++s) visible.push_back(s);
+  for (auto a = blocks[b].parent; a >= 0; a = blocks[static_cast<std::size_t>(a)].parent) {
+    for (auto s = blocks[static_cast<std::size_t>(a)].begin; s < blocks[static_cast<std::size_t>(a)].end; ++s) visible.push_back(s);
+  }
+  std::sort(visible.begin(), visible.end());
+  return visible;
+}
+
+std::int64_t tree_begin(const std::vector<AttentionBlock>& blocks, std::size_t b) {
+  while (blocks[b].parent >= 0) b = static_cast<std::size_t>(blocks[b].parent);
+  return blocks[b].begin;
+}
+
 /// The definition, one query and head at a time, differentiable by autograd.
 Tensor dense_attention(const Tensor& q_TND, const Tensor& k_TKD, const Tensor& v_TKD, const std::vector<AttentionBlock>& blocks, double scale,
                        const PackedDropout& dropout = {}) {
@@ -25,19 +42,17 @@ Tensor dense_attention(const Tensor& q_TND, const Tensor& k_TKD, const Tensor& v
   for (std::size_t b = 0; b < blocks.size(); ++b) {
     const auto& block = blocks[b];
     for (auto t = block.begin; t < block.end; ++t) {
-      std::vector<std::int64_t> visible;
-      for (auto s = block.prefix_begin; s < block.prefix_end; ++s) visible.push_back(s);
-      for (auto s = block.begin; s <= t; ++s) visible.push_back(s);
+      const auto visible = visible_rows(blocks, b, t);
       const auto index = at::tensor(visible);
       std::vector<Tensor> heads;
       for (std::int64_t n = 0; n < q_TND.size(1); ++n) {
         const auto keys = k_TKD.select(1, n / group).index_select(0, index), values = v_TKD.select(1, n / group).index_select(0, index);
         auto p = at::softmax(at::mv(keys, q_TND[t][n]) * scale, 0);
         if (dropout.p > 0) {
-          std::vector<float> factors(visible.size());
+          std::vector<float> factors(static_cast<std::size_t>(t - tree_begin(blocks, b) + 1));
           dropout_factors(dropout.key, {.sample_id = dropout.sample_ids[b], .position = t - block.begin, .lane = n}, dropout.p, factors.data(),
                           static_cast<std::int64_t>(factors.size()));
-          p = p * at::tensor(factors).to(p.scalar_type());
+          p = p * at::tensor(factors).index_select(0, index - tree_begin(blocks, b)).to(p.scalar_type());
         }
         heads.push_back(at::mv(values.t(), p));
       }
@@ -52,17 +67,21 @@ struct Case {
   std::vector<AttentionBlock> blocks;
 };
 
-/// Two prompts, one of them shared by three continuations that do not follow it directly, and a plain sequence; rows 6 and 21 are of no block.
+/// A tree of depth three whose root is shared by three branches that do not follow it directly, a tree of two blocks, and a plain sequence; rows 6
+/// and 21 are of no block.
 Case prefix_case(std::int64_t num_heads, std::int64_t num_kv_heads, at::ScalarType type = at::kDouble) {
   return {.q = random_normal({22, num_heads, 4}, 1, type),
           .k = random_normal({22, num_kv_heads, 4}, 2, type),
           .v = random_normal({22, num_kv_heads, 4}, 3, type),
           .blocks = {{.begin = 0, .end = 6},
-                     {.begin = 7, .end = 9, .prefix_begin = 0, .prefix_end = 6},
-                     {.begin = 9, .end = 12, .prefix_begin = 0, .prefix_end = 6},
-                     {.begin = 12, .end = 13, .prefix_begin = 2, .prefix_end = 12},
-                     {.begin = 13, .end = 18},
-                     {.begin = 18, .end = 21, .prefix_begin = 13, .prefix_end = 18}}};
+                     {.begin = 7, .end = 9, .parent = 0},
+                     {.begin = 9, .end = 11, .parent = 0},
+                     {.begin = 11, .end = 12, .parent = 2},
+                     {.begin = 12, .end = 14, .parent = 2},
+                     {.begin = 14, .end = 15, .parent = 0},
+                     {.begin = 15, .end = 17},
+                     {.begin = 17, .end = 19, .parent = 6},
+                     {.begin = 19, .end = 21}}};
 }
 
 TEST(PackedAttention, EqualsDenseAttentionWithSharedPrefixesAndGroupedHeads) {
@@ -82,7 +101,7 @@ TEST(PackedAttention, GradientsEqualFiniteDifferences) {
 
 TEST(PackedAttention, GradientsWithDropoutEqualFiniteDifferences) {
   const auto c = prefix_case(4, 2);
-  const PackedDropout dropout{.p = 0.3, .key = 77, .sample_ids = {5, 6, 7, 8, 9, 10}};
+  const PackedDropout dropout{.p = 0.3, .key = 77, .sample_ids = {5, 6, 7, 8, 9, 10, 11, 12, 13}};
   EXPECT_LT(relative_error(packed_attention(c.q, c.k, c.v, c.blocks, 0.7, dropout), dense_attention(c.q, c.k, c.v, c.blocks, 0.7, dropout)), 1e-6);
   EXPECT_LT(gradient_error({c.q, c.k, c.v}, [&] { return packed_attention(c.q, c.k, c.v, c.blocks, 0.7, dropout); }), 1e-6);
 }
@@ -91,9 +110,9 @@ TEST(PackedAttention, LongSequencesOfSeveralTilesEqualDenseSoftmax) {
   constexpr std::int64_t kLength = 700, kPrefix = 33;
   auto q = random_normal({kPrefix + kLength, 2, 8}, 1), k = random_normal({kPrefix + kLength, 1, 8}, 2), v = random_normal({kPrefix + kLength, 1, 8}, 3);
   for (auto* x : {&q, &k, &v}) x->requires_grad_(true);
-  const std::vector<AttentionBlock> blocks{{.begin = 0, .end = kPrefix}, {.begin = kPrefix, .end = kPrefix + kLength, .prefix_begin = 0, .prefix_end = kPrefix}};
+  const std::vector<AttentionBlock> blocks{{.begin = 0, .end = kPrefix}, {.begin = kPrefix, .end = kPrefix + kLength, .parent = 0}};
   const auto weights = random_normal({kPrefix + kLength, 2, 8}, 4);
-  // A block whose prefix ends where it begins is plain causal attention over both.
+  // A block that follows its parent directly is plain causal attention over both.
   const auto causal = at::full({kPrefix + kLength, kPrefix + kLength}, -std::numeric_limits<double>::infinity(), at::kDouble).triu(1);
   const auto scores = at::matmul(q.transpose(0, 1), k.permute({1, 2, 0})) * 0.4 + causal;
   const auto expected = at::matmul(at::softmax(scores, -1), v.transpose(0, 1)).transpose(0, 1);
@@ -102,6 +121,19 @@ TEST(PackedAttention, LongSequencesOfSeveralTilesEqualDenseSoftmax) {
   EXPECT_LT(relative_error(actual, expected), 1e-12);
   const auto actual_grads = torch::autograd::grad({(actual * weights).sum()}, {q, k, v});
   for (std::size_t i = 0; i < 3; ++i) EXPECT_LT(relative_error(actual_grads[i], expected_grads[i]), 1e-12) << i;
+}
+
+TEST(PackedAttention, ATreeOfSeveralTilesEqualsItsPathsAlone) {
+  constexpr std::int64_t kRoot = 150, kBranch = 170;
+  const auto rows = kRoot + 2 * kBranch;
+  const auto q = random_normal({rows, 2, 8}, 1), k = random_normal({rows, 1, 8}, 2), v = random_normal({rows, 1, 8}, 3);
+  const auto tree = packed_attention(
+      q, k, v, {{.begin = 0, .end = kRoot}, {.begin = kRoot, .end = kRoot + kBranch, .parent = 0}, {.begin = kRoot + kBranch, .end = rows, .parent = 0}}, 0.4);
+  for (const std::int64_t branch : {kRoot, kRoot + kBranch}) {
+    const auto path = [&](const Tensor& x) { return at::cat({x.narrow(0, 0, kRoot), x.narrow(0, branch, kBranch)}); };
+    const auto alone = packed_attention(path(q), path(k), path(v), {{.begin = 0, .end = kRoot + kBranch}}, 0.4);
+    EXPECT_LT(relative_error(path(tree), alone), 1e-12) << branch;
+  }
 }
 
 TEST(PackedAttention, RowsOfNoBlockGiveZerosAndNoGradient) {
@@ -175,11 +207,12 @@ TEST(PackedAttention, NoRowsGiveNoRows) {
   EXPECT_EQ(none.grad().size(0), 0);
 }
 
-TEST(PackedAttention, RefusesBlocksThatOverlapOrLookAhead) {
+TEST(PackedAttention, RefusesBlocksThatOverlapAndParentsOutsideTheTree) {
   const auto x = at::zeros({8, 2, 4});
   EXPECT_THROW(static_cast<void>(packed_attention(x, x, x, {{.begin = 0, .end = 5}, {.begin = 4, .end = 8}}, 1)), Error);
   EXPECT_THROW(static_cast<void>(packed_attention(x, x, x, {{.begin = 0, .end = 9}}, 1)), Error);
-  EXPECT_THROW(static_cast<void>(packed_attention(x, x, x, {{.begin = 2, .end = 8, .prefix_begin = 0, .prefix_end = 3}}, 1)), Error);
+  EXPECT_THROW(static_cast<void>(packed_attention(x, x, x, {{.begin = 2, .end = 8, .parent = 0}}, 1)), Error);
+  EXPECT_THROW(static_cast<void>(packed_attention(x, x, x, {{.begin = 0, .end = 2}, {.begin = 2, .end = 4}, {.begin = 4, .end = 8, .parent = 0}}, 1)), Error);
   EXPECT_THROW(static_cast<void>(packed_attention(x, at::zeros({8, 3, 4}), at::zeros({8, 3, 4}), {{.begin = 0, .end = 8}}, 1)), Error);
 }
 

@@ -6,6 +6,7 @@
 #include "align_fixture.h"
 #include "tests/support/expect_error.h"
 #include "tests/support/temp_dir.h"
+#include "trainer/prompt_tree.h"
 
 namespace uqa::trainer {
 namespace {
@@ -28,7 +29,7 @@ class AlignPrompt : public ::testing::Test {
   data::Question question_;
 };
 
-TEST_F(AlignPrompt, PutsTheSoftRowBeforeTheChatOrFirstInTheUserTurn) {
+TEST_F(AlignPrompt, PutsTheSoftRowBeforeTheChatOrFirstOrLastInTheUserTurn) {
   const auto before = encoder();
   const auto none = before.encode(question_, Prompt::kNone);
   EXPECT_EQ(none.soft_index, -1);
@@ -44,6 +45,17 @@ TEST_F(AlignPrompt, PutsTheSoftRowBeforeTheChatOrFirstInTheUserTurn) {
   EXPECT_THAT(user.tokenizer().decode(head), ::testing::EndsWith("<|im_start|>user\n"));
   EXPECT_EQ(text_of(user, inside), text_of(before, none));
   EXPECT_THAT(text_of(user, inside), ::testing::EndsWith("<|im_end|>\n<|im_start|>assistant\n"));
+
+  const auto end = encoder({.place = "user_end", .system = std::nullopt});
+  const auto behind = end.encode(question_, Prompt::kSoft);
+  const std::vector<std::int64_t> rest(behind.prompt.begin() + behind.soft_index + 1, behind.prompt.end());
+  EXPECT_EQ(end.tokenizer().decode(rest), "<|im_end|>\n<|im_start|>assistant\n");
+  EXPECT_EQ(text_of(end, behind), text_of(before, none));
+  const auto assistant = encoder({.place = "assistant", .system = std::nullopt});
+  const auto last = assistant.encode(question_, Prompt::kSoft);
+  EXPECT_EQ(static_cast<std::size_t>(last.soft_index), none.prompt.size());
+  EXPECT_EQ(text_of(assistant, last), text_of(before, none));
+  EXPECT_EQ(shared_tokens(behind), std::vector<std::int64_t>(behind.prompt.begin(), behind.prompt.begin() + behind.soft_index));
 }
 
 TEST_F(AlignPrompt, EncodesOptionsAndGold) {

@@ -12,10 +12,16 @@ namespace {
 class AlignScoring : public ::testing::Test {
  protected:
   AlignScoring() : data_(test::write_world_data(dir_.path())), prompts_(llm_path_, "en", {}), letters_(letter_tokens(prompts_)) {
-    for (std::int64_t i = 0; i < 5; ++i) encoded_.push_back(prompts_.encode(test::world_question(data_, i, i, i % 4), Prompt::kSoft));
+    encode("before");
     torch::manual_seed(1);
     soft_BH_ = at::randn({5, llm_->config().hidden});
   }
+  void encode(const std::string& place, Prompt prompt = Prompt::kSoft, const std::optional<std::string>& system = std::nullopt) {
+    const PromptEncoder encoder(llm_path_, "en", {.place = place, .system = system});
+    encoded_.clear();
+    for (std::int64_t i = 0; i < 5; ++i) encoded_.push_back(encoder.encode(test::world_question(data_, i, i, i % 4), prompt));
+  }
+  void expect_scores_of_single_runs();
   [[nodiscard]] ScoredPrompt scored(std::size_t q) const {
     ScoredPrompt prompt{.prompt = &encoded_[q], .continuations = {}};
     for (const auto& letter : letters_) prompt.continuations.emplace_back(letter);
@@ -28,7 +34,7 @@ class AlignScoring : public ::testing::Test {
     auto ids = encoded_[q].prompt;
     ids.insert(ids.end(), continuation.begin(), continuation.end());
     auto x_TH = llm_->embed(at::tensor(ids, at::kLong)).clone();
-    x_TH[encoded_[q].soft_index] = soft_BH_[static_cast<std::int64_t>(q)];
+    if (soft_BH_.defined()) x_TH[encoded_[q].soft_index] = soft_BH_[static_cast<std::int64_t>(q)];
     const auto rows = static_cast<std::int64_t>(ids.size());
     const auto log_probs = llm_->logits(llm_->forward(x_TH, at::arange(rows), {{.begin = 0, .end = rows}})).log_softmax(1);
     double sum = 0;
@@ -49,16 +55,13 @@ class AlignScoring : public ::testing::Test {
   Tensor soft_BH_;
 };
 
-TEST_F(AlignScoring, SharedPrefixScoresEqualOneOptionAtATime) {
+/// Scores of the whole list in one pass against runs of one sequence each.
+void AlignScoring::expect_scores_of_single_runs() {
   const at::NoGradGuard no_grad;
   std::vector<ScoredPrompt> list;
-  std::int64_t rows = 0;
-  for (std::size_t q = 0; q < encoded_.size(); ++q) {
-    list.push_back(scored(q));
-    rows += num_rows(list.back());
-  }
+  for (std::size_t q = 0; q < encoded_.size(); ++q) list.push_back(scored(q));
   const auto packed = pack_prompts(list);
-  EXPECT_EQ(packed.num_rows(), rows);
+  EXPECT_EQ(packed.num_rows(), num_rows(list));
   const auto head_RH = run_prompts(*llm_, packed, soft_BH_);
   const auto sums_C = continuation_sums(packed, token_log_probs(*llm_, head_RH, packed));
   const auto greedy_B = greedy_tokens(*llm_, head_RH, packed);
@@ -77,6 +80,38 @@ TEST_F(AlignScoring, SharedPrefixScoresEqualOneOptionAtATime) {
     for (const auto& letter : letters_) EXPECT_LE(one_at_a_time(q, letter), best);
   }
   EXPECT_TRUE(some_long) << "options of one token would not test the prefix";
+}
+
+TEST_F(AlignScoring, SharedPrefixScoresEqualOneOptionAtATime) {
+  expect_scores_of_single_runs();
+  // Nothing is shared but a prompt among its options: prompts begin with a soft row of their own.
+  std::int64_t rows = 0;
+  for (std::size_t q = 0; q < encoded_.size(); ++q) rows += num_rows({scored(q)});
+  EXPECT_EQ(num_rows({scored(0), scored(1), scored(2), scored(3), scored(4)}), rows);
+}
+
+TEST_F(AlignScoring, QuestionsWithOneTextShareItsRows) {
+  encode("user_end");
+  encoded_[3] = encoded_[1];  // the same text for another user
+  expect_scores_of_single_runs();
+  const auto alone = num_rows({scored(1)});
+  EXPECT_EQ(num_rows({scored(1), scored(3)}), 2 * alone - encoded_[1].soft_index);
+  EXPECT_EQ(num_rows({scored(1), scored(2)}), alone + num_rows({scored(2)}));
+  EXPECT_EQ(pack_prompts({scored(1), scored(0), scored(3)}).blocks.front().parent, -1);
+}
+
+TEST_F(AlignScoring, AShortCommonStartIsRepeated) {
+  encode("user", Prompt::kSoft, "Hi");
+  expect_scores_of_single_runs();
+  EXPECT_EQ(num_rows({scored(0), scored(1)}), num_rows({scored(0)}) + num_rows({scored(1)}));
+}
+
+TEST_F(AlignScoring, PromptsWithoutSoftRowMergeWhereTheyAreTheSame) {
+  encode("before", Prompt::kNone);
+  encoded_[3] = encoded_[1];
+  soft_BH_ = Tensor();
+  expect_scores_of_single_runs();
+  EXPECT_EQ(num_rows({scored(1), scored(3)}), num_rows({scored(1)}));
 }
 
 TEST_F(AlignScoring, GradientsEqualThoseOfFullLogSoftmax) {

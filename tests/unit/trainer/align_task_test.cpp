@@ -1,6 +1,8 @@
 #include "trainer/align.h"
 
+#include <algorithm>
 #include <cmath>
+#include <numeric>
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
@@ -9,6 +11,7 @@
 #include "core/hash.h"
 #include "tests/support/expect_error.h"
 #include "tests/support/temp_dir.h"
+#include "trainer/align_parts.h"
 
 namespace uqa::trainer {
 namespace {
@@ -73,7 +76,7 @@ TEST_F(Align, WithoutTheTokenItCannotBeLearned) {
 }
 
 TEST_F(Align, EveryObjectiveAndAnswerLowersItsLoss) {
-  for (const char* objective : {"choice", "lm"}) {
+  for (const char* objective : {"choice", "contrast", "lm"}) {
     for (const char* answer : {"letter", "text", "both"}) {
       auto config = world_config(world_);
       config.objective = objective;
@@ -85,13 +88,38 @@ TEST_F(Align, EveryObjectiveAndAnswerLowersItsLoss) {
       EXPECT_LT(losses.back()["loss_nats"].get<double>(), 0.9 * losses.front()["loss_nats"].get<double>()) << name;
       const auto valid = records(name, "valid_loss_nats");
       ASSERT_FALSE(valid.empty());
-      EXPECT_EQ(valid.front().contains("valid_text_accuracy"), config.objective == "choice" && config.answer != "letter") << name;
+      EXPECT_EQ(valid.front().contains("valid_text_accuracy"), config.objective != "lm" && config.answer != "letter") << name;
     }
   }
 }
 
+TEST_F(Align, ContrastAddsTheUsersWhoAreAskedTheSame) {
+  // Without a token all users fit an option equally well, so the part over users is the log of how many there are for each right one.
+  auto config = world_config(world_);
+  config.prompt = "none";
+  config.encoder_run = "";
+  config.validation_fraction = 0;
+  AlignTask choice(config, one_rank());
+  config.objective = "contrast";
+  AlignTask contrast(config, one_rank());
+  const auto set = data::read_questions(world_.questions);
+  std::vector<std::size_t> all(set.train.size());
+  std::iota(all.begin(), all.end(), std::size_t{0});
+  double users = 0;
+  for (const auto& group : groups_by_text(set.train, all)) {
+    for (const auto q : group) {
+      const auto right = std::count_if(group.begin(), group.end(), [&](std::size_t other) { return set.train[other].answer == set.train[q].answer; });
+      users += std::log(static_cast<double>(group.size()) / static_cast<double>(right));
+    }
+  }
+  users /= static_cast<double>(set.train.size());
+  EXPECT_GT(users, 0.1);
+  EXPECT_NEAR(loss_of(contrast), (loss_of(choice) + users) / 2, 1e-5);
+}
+
 TEST_F(Align, LossDoesNotDependOnHowABatchIsCut) {
   auto config = world_config(world_);
+  config.objective = "contrast";
   AlignTask whole(config, one_rank());
   config.loop.batch.micro_users = 3;
   AlignTask by_count(config, one_rank());

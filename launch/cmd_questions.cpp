@@ -1,8 +1,10 @@
+#include <algorithm>
 #include <cstdio>
 
 #include "core/progress.h"
 #include "data/dataset.h"
 #include "data/questions/builder.h"
+#include "data/questions/published.h"
 #include "launch/bind.h"
 #include "launch/command.h"
 
@@ -20,9 +22,12 @@ class QuestionsCommand final : public Command {
     options_.add("test_user_fraction", &build_.test_user_fraction, "share of the users kept for test questions, in (0, 1)");
     options_.add("seed", &seed_, "chooses users, histories and options");
     options_.add("attributes", &build_.attributes, "item attributes to ask about, NAME or NAME=WORD; empty: all");
-    options_.add("max_len", &build_.max_len, "longest history, in interactions");
+    options_.add("max_len", &build_.max_len, "longest history, in interactions (--published: 512 by default)");
     options_.add("min_history", &build_.min_history, "shortest history, in interactions (>= 5)");
     options_.add("recent", &build_.recent, "interactions that 'recently' means");
+    options_.add("gold", &gold_, "each: every option list is asked four times, once with each option as gold; one: once, gold drawn uniformly");
+    options_.add("published", &published_, "instead of building: the two published Arrow files (train, eval) that --data was imported from");
+    options_.add("published_first_row", &first_row_, "rows that the import read before the first published file");
     bind(options_, call_);
   }
   OptionSet& options() override { return options_; }
@@ -30,7 +35,19 @@ class QuestionsCommand final : public Command {
 
   void run(comm::Session*) override {
     apply(call_);
+    if (!published_.empty()) {
+      import_published();
+      return;
+    }
+    UQA_CHECK(first_row_ == 0, ErrorCode::kConfig, "--published_first_row = {}, goes with --published; give both or neither", first_row_);
+    build();
+  }
+
+ private:
+  void build() {
     constexpr std::int64_t kTypes = 7;
+    UQA_CHECK(gold_ == "each" || gold_ == "one", ErrorCode::kConfig, "--gold = {}, must be each or one", gold_);
+    build_.gold_choice = gold_ == "each" ? data::GoldChoice::kEachOption : data::GoldChoice::kOneOption;
     UQA_CHECK(train_ >= 4 * kTypes && test_ >= 4 * kTypes, ErrorCode::kConfig, "--train = {}, --test = {}, both must be at least {}", train_, test_,
               4 * kTypes);
     UQA_CHECK(seed_ >= 0, ErrorCode::kConfig, "--seed = {}, must be 0 or more", seed_);
@@ -51,7 +68,22 @@ class QuestionsCommand final : public Command {
     print(report);
   }
 
- private:
+  void import_published() {
+    UQA_CHECK(published_.size() == 2, ErrorCode::kConfig, "--published has {} files, must be two: train and eval", published_.size());
+    for (const auto& name : options_.given()) {
+      const bool used = name == "data" || name == "output" || name == "max_len" || name.starts_with("published");
+      UQA_CHECK(used, ErrorCode::kConfig, "--{} chooses how questions are built, and --published takes them as they are; leave one of them out", name);
+    }
+    const auto given = options_.given();
+    const bool as_published = std::ranges::find(given, "max_len") == given.end();
+    const auto dataset = data::Dataset::open(data_);
+    const data::PublishedQuestionFiles files{.train = published_[0], .eval = published_[1], .first_row = first_row_};
+    const auto report = as_published ? data::import_published_questions(dataset, files, output_, call_.overwrite)
+                                : data::import_published_questions(dataset, files, output_, call_.overwrite, build_.max_len);
+    std::printf("%lld training questions, %lld test questions, %lld left out with their users, written to %s\n", static_cast<long long>(report.num_train),
+                static_cast<long long>(report.num_test), static_cast<long long>(report.without_user), output_.c_str());
+  }
+
   void print(const data::QuestionBuildReport& report) const {
     std::printf("%-5s %8s %8s   prior-only answerer [95 %% interval]\n", "type", "train", "test");
     for (const auto& [code, score] : report.prior_only) {
@@ -71,7 +103,9 @@ class QuestionsCommand final : public Command {
                 static_cast<long long>(report.test_users), report.seconds, output_.c_str());
   }
 
-  std::string data_, output_, language_ = "en";
+  std::string data_, output_, language_ = "en", gold_ = "each";
+  std::vector<std::string> published_;
+  std::int64_t first_row_ = 0;
   std::int64_t train_ = 24'000, test_ = 4'200, seed_ = 1;
   data::QuestionBuildOptions build_;
   CallSettings call_;

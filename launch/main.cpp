@@ -12,6 +12,10 @@
 #include "core/text.h"
 #include "launch/command.h"
 
+/// Read by jemalloc before main: keep freed pages, since every step asks for the same large buffers again.
+extern "C" const char* malloc_conf;
+const char* malloc_conf = "oversize_threshold:0,dirty_decay_ms:-1,muzzy_decay_ms:-1";
+
 namespace {
 
 using namespace uqa;

@@ -101,6 +101,14 @@ void OptionSet::add(const std::string& name, std::vector<std::string>* field, co
 
 void OptionSet::set_transient(const std::string& name) { find(name, "").transient = true; }
 
+std::vector<std::string> OptionSet::given() const {
+  std::vector<std::string> names;
+  for (const auto& option : options_) {
+    if (option.given && !option.transient) names.push_back(option.name);
+  }
+  return names;
+}
+
 std::vector<std::string> OptionSet::names() const {
   std::vector<std::string> all{"help"};
   for (const auto& option : options_) all.push_back(option.name);

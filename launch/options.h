@@ -41,6 +41,8 @@ class OptionSet {
   [[nodiscard]] std::string to_ini() const;
   [[nodiscard]] const std::string& command() const { return command_; }
   [[nodiscard]] std::vector<std::string> names() const;
+  /// Names that parse() found on the command line or in a file, in the order in which they were added; without transient ones.
+  [[nodiscard]] std::vector<std::string> given() const;
 
  private:
   struct Option {

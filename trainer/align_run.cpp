@@ -15,7 +15,8 @@ Json run_align(const AlignConfig& config, const comm::Mesh& mesh, RunDirectory& 
   const Json facts = task.describe();
   info.update(facts);
   comm::run_agreed(world, [&] { run.write_run_json(info); });
-  log::info("align", "{} training questions of {:.0f} rows, {} to validate; trained parameters: {}", task.num_samples(),
+  log::info("align", "{} training questions in {} groups of one text, {:.0f} LLM rows a question, {} to validate; trained parameters: {}",
+            facts["questions"]["train"].get<std::int64_t>(), task.num_samples(),
             facts["questions"]["rows_per_question"].get<double>(), facts["questions"]["valid"].get<std::int64_t>(), facts["trained_parameters"].dump());
 
   const auto trained = run_training(task, config.loop, mesh, run);

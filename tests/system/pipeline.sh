@@ -21,6 +21,16 @@ digest() { grep -o '"digest": *"[^"]*"' "$1/manifest.json" | head -n 1; }
 "$uqa" questions --data data --output questions --train 280 --test 84 | tee questions.txt
 grep -q "prior-only" questions.txt || fail "questions does not print the prior-only answerer"
 
+# The published files: import, then their questions as they are.
+arrow=("$source/tests/fixtures/arrow/align_data_train.arrow" "$source/tests/fixtures/arrow/align_data_eval.arrow")
+"$uqa" import --schema "$source/recipes/uqabench.schema.json" --input "${arrow[@]}" --output published >/dev/null
+"$uqa" questions --data published --published "${arrow[@]}" --output published-questions | grep -q "training questions" || fail "published questions are not imported"
+[ -s published-questions/train.jsonl ] && [ -s published-questions/test.jsonl ] || fail "published questions are missing"
+"$uqa" questions --data published --published "${arrow[@]}" --output refused --language zh 2>err.txt && fail "--language beside --published was accepted and ignored"
+grep -q "language" err.txt || fail "the refusal of --language does not name it"
+"$uqa" questions --data data --output one-gold --train 280 --test 84 --gold one >/dev/null
+grep -q '"gold_choice": *"one_option"' one-gold/questions.json || fail "--gold one is not recorded"
+
 small=(--model.hidden=16 --model.num_heads=2 --model.item_dim=16 --model.feature_dim=4 --model.max_len=32 --batch.global_users=16)
 split=files:questions/users_train.txt,questions/users_valid.txt
 mpirun -np 2 "$uqa" pretrain --data data --run trm "${small[@]}" --train.epochs=3 --data.split="$split" >/dev/null

@@ -21,6 +21,7 @@ class AlignCommand final : public Command {
     options_.add("answer", &config_.answer, "what is learned: the option's letter, its words (text), or both");
     options_.add("objective", &config_.objective, "choice: softmax over the four options; contrast: and over the users asked the same; lm: cross-entropy of the answer");
     options_.add("choice_scale", &config_.choice_scale, "factor of the scores in that softmax (> 0)");
+    options_.add("calibrate", &config_.calibrate, "score what an option gains over the same question about the average user (needs prompt soft)");
     options_.add("freeze", &config_.freeze, "what is not trained: subset of encoder,adapter,llm; LoRA is set by lora.rank");
     options_.add("max_questions", &config_.max_questions, "training questions used; 0: all");
     options_.add("validation_fraction", &config_.validation_fraction, "share of the training users held out for validation, in [0, 1)");
@@ -28,8 +29,8 @@ class AlignCommand final : public Command {
     options_.add("micro_rows", &config_.micro_rows, "most LLM rows of one forward pass on one rank: bounds memory (> 0)");
     options_.add("lora.rank", &config_.lora.rank, "width of the low-rank updates of the LLM; 0: none");
     options_.add("lora.alpha", &config_.lora.alpha, "the update is scaled by alpha / rank; 0: alpha = 2 * rank");
-    options_.add("adapter.init", &config_.adapter.init, "whitened: trained on whitened mean states, stored as one linear layer; linear: on the states as they are");
-    options_.add("adapter.init_scale", &config_.adapter.init_scale, "whitened: size of the first soft tokens relative to token embeddings (> 0)");
+    options_.add("adapter.init", &config_.adapter.init, "whitened: trained on whitened mean states, stored as one linear layer; words: and starts near the words of its users' answers; linear: on the states as they are");
+    options_.add("adapter.init_scale", &config_.adapter.init_scale, "whitened, words: size of the first soft tokens relative to token embeddings (> 0)");
     options_.add("prompt.place", &config_.prompt_format.place, "where the soft token stands: before the whole chat (before), first (user) or last (user_end) in the user turn, or first in the assistant turn (assistant)");
     options_.add("prompt.system", &config_.prompt_format.system, "system text; default: the chat template's own");
     options_.add("prompt.end_token", &config_.prompt_format.end_token, "score an option's words with the end-of-turn token");

@@ -58,7 +58,7 @@ class EvaluateCommand final : public Command {
 
   trainer::EvaluateConfig config_;
   CallSettings call_;
-  OptionSet options_{"evaluate", "answers questions with a soft prompt or a baseline and scores them by three rules",
+  OptionSet options_{"evaluate", "answers questions with a soft prompt or a baseline and scores them by four rules",
                      "mpirun -np 2 uqa evaluate --run runs/align --data data/ml-100k --prompt soft"};
 };
 

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # From a real interaction log to answered questions: MovieLens-100K, Trm++, SmolLM2-135M-Instruct. Sets up and builds first.
 # Usage: scripts/demo.sh [--full] [--output demo]
-#   --full    12,000 training questions, 3 alignment seeds, 4,200 test questions, significance tests
+#   --full    8,000 training questions, 3 alignment seeds, 4,200 test questions, significance tests
 # Run again, it reuses what is done. The table is printed and written to demo/result.json (--full: demo/full/result.json).
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
@@ -27,7 +27,7 @@ cmake --build --preset release --target uqa -- --quiet
 uqa=build/release/uqa
 llm=third_party/smollm2-135m-instruct
 if [ "$full" = 1 ]; then
-  work=$demo/full seeds=(1 2 3) train=12000 test=4200 titles=16
+  work=$demo/full seeds=(1 2 3) train=8000 test=4200 titles=16
 else
   work=$demo seeds=(1) train=5600 test=560 titles=32
 fi
@@ -85,7 +85,7 @@ done
 if [ "$full" = 1 ]; then
   for seed in "${seeds[@]}"; do
     stage "tune the baseline that sees no user with equal budget, seed $seed"
-    align "$work/tuned-none-$seed" "$seed" --prompt none
+    align "$work/tuned-none-$seed" "$seed" --prompt none --objective choice --calibrate=false
   done
 fi
 

@@ -12,6 +12,7 @@
 #include "trainer/align_parts.h"
 #include "trainer/align_questions.h"
 #include "trainer/autocast.h"
+#include "trainer/word_start.h"
 
 namespace uqa::trainer {
 namespace {
@@ -23,7 +24,8 @@ struct MicroBatch {
   PackedPrompts packed;
   Tensor questions_B;                                  ///< int64: rows of the mean states
   Tensor gold_B;                                       ///< int64: index of the gold option
-  Tensor same_text_BB;                                 ///< bool
+  Tensor reference_B;                                  ///< int64: prompt about the average user; only with config.calibrate
+  Tensor same_group_BB;                                ///< bool: of one sample, hence asked the same
   std::shared_ptr<const data::PackedBatch> histories;  ///< distinct spans; only when the encoder is trained
   Tensor history_B;                                    ///< int64: which of them each question shows
 };
@@ -48,6 +50,7 @@ struct AlignTask::Impl {
   models::LinearMeanAdapter adapter{nullptr};
   models::Llm llm{nullptr};
   Tensor states_QH;                                      ///< mean states of questions->all(); only with a frozen encoder
+  Tensor average_state_1H;                               ///< their mean over the training questions
   double flops_per_token = 0, flops_per_interaction = 0;
 
   [[nodiscard]] bool bf16() const { return config.loop.train.dtype == "bf16"; }
@@ -56,7 +59,7 @@ struct AlignTask::Impl {
     UQA_CHECK(fs::is_directory(config.llm), ErrorCode::kConfig, "llm = {}, must be a Hugging Face directory; change --llm", config.llm);
     data = data::Dataset::open(config.data);
     questions = std::make_unique<AlignQuestions>(config, data);
-    for (const auto& group : questions->train()) rows_of_group.push_back(num_rows(questions->scored(group)));
+    for (const auto& group : questions->train()) rows_of_group.push_back(num_rows(questions->scored(group).prompts));
     if (soft) {
       encoder = load_user_model(config.encoder_run);
       check_same_schema(encoder.config, data.schema());
@@ -100,32 +103,49 @@ struct AlignTask::Impl {
     }
   }
 
-  /// Starts the adapter from the training histories' mean states.
-  void whiten_adapter(const Tensor& all_QH) {
+  [[nodiscard]] Tensor of_training_questions(const Tensor& all_QH) const {
     std::vector<std::int64_t> indices;
     for (const auto q : members_of(questions->train(), {0, questions->train().size()})) indices.push_back(static_cast<std::int64_t>(q));
-    if (indices.size() < 2) return;
-    const double token_rms = llm->embed(at::arange(llm->config().vocab_size, at::kLong)).to(at::kFloat).square().mean().sqrt().item<double>();
-    adapter->init_whitened(static_cast<std::uint64_t>(config.loop.train.seed), all_QH.index_select(0, at::tensor(indices, at::kLong)),
-                           config.adapter.init_scale * token_rms);
+    return all_QH.index_select(0, at::tensor(indices, at::kLong));
   }
 
-  [[nodiscard]] MicroBatch make_micro(const std::vector<std::size_t>& members) const {
+  /// Starts the adapter from the training questions: whitened mean states and, for "words", the words of their answers.
+  void start_adapter(const Tensor& states_SH) {
+    if (states_SH.size(0) < 2) return;
+    const auto tokens_VL = llm->embed(at::arange(llm->config().vocab_size, at::kLong)).to(at::kFloat);
+    const double token_rms = tokens_VL.square().mean().sqrt().item<double>();
+    adapter->init_whitened(static_cast<std::uint64_t>(config.loop.train.seed), states_SH, config.adapter.init_scale * token_rms);
+    if (config.adapter.init != "words") return;
+    WordQuestions words{.states_SH = adapter->inputs_of(states_SH), .options = {}, .gold = {}};
+    for (const auto q : members_of(questions->train(), {0, questions->train().size()})) {
+      words.options.push_back(&questions->encoded(q).options);
+      words.gold.push_back(questions->encoded(q).gold);
+    }
+    const auto start = fit_word_start(words, tokens_VL, static_cast<std::uint64_t>(config.loop.train.seed));
+    adapter->start_from(start.weight_LH, states_SH, config.adapter.init_scale * token_rms);
+    log::info("align", "adapter starts from the words of {} answers; as a bilinear answerer it is right on {:.1f} % of them", words.gold.size(), 100 * start.accuracy);
+  }
+
+  [[nodiscard]] MicroBatch make_micro(const std::vector<QuestionGroup>& groups, const Group& part) const {
+    const auto members = members_of(groups, part);
     MicroBatch micro;
     std::vector<std::int64_t> indices, gold;
     for (const auto q : members) {
       indices.push_back(static_cast<std::int64_t>(q));
       gold.push_back(questions->encoded(q).gold);
     }
-    micro.packed = pack_prompts(questions->scored(members));
+    const auto scored = questions->scored(members);
+    micro.packed = pack_prompts(scored.prompts);
+    if (config.calibrate) micro.reference_B = at::tensor(scored.reference_of, at::kLong);
     micro.questions_B = at::tensor(indices, at::kLong);
     micro.gold_B = at::tensor(gold, at::kLong);
-    micro.same_text_BB = at::zeros({micro.packed.num_prompts, micro.packed.num_prompts}, at::kBool);
-    auto same = micro.same_text_BB.accessor<bool, 2>();
-    for (std::size_t i = 0; i < members.size(); ++i) {
-      for (std::size_t j = 0; j < members.size(); ++j) {
-        same[static_cast<std::int64_t>(i)][static_cast<std::int64_t>(j)] = questions->all()[members[i]].text == questions->all()[members[j]].text;
-      }
+    const auto size = static_cast<std::int64_t>(members.size());
+    micro.same_group_BB = at::zeros({size, size}, at::kBool);
+    std::int64_t begin = 0;
+    for (auto g = part.begin; g < part.end; ++g) {
+      const auto count = static_cast<std::int64_t>(groups[g].size());
+      micro.same_group_BB.narrow(0, begin, count).narrow(1, begin, count).fill_(true);
+      begin += count;
     }
     if (soft && !frozen.encoder) {
       // Questions about the same history share one run of the encoder.
@@ -147,10 +167,14 @@ struct AlignTask::Impl {
     return micro;
   }
 
-  /// Soft tokens [B, H] of a batch; undefined for prompt "none".
+  /// Soft tokens [B, H] of a batch's questions and, behind them, of its prompts about the average user; undefined for prompt "none".
   [[nodiscard]] Tensor soft_of(const MicroBatch& micro, const models::DropoutContext& context) {
     if (!soft) return {};
-    if (frozen.encoder) return soft_tokens(*adapter, states_QH.index_select(0, micro.questions_B));
+    if (frozen.encoder) {
+      const auto states_BH = states_QH.index_select(0, micro.questions_B);
+      const auto references = micro.packed.num_prompts - states_BH.size(0);
+      return soft_tokens(*adapter, references == 0 ? states_BH : at::cat({states_BH, average_state_1H.expand({references, -1})}));
+    }
     const auto batch = wrap_user_batch(micro.histories);
     Tensor states_TH;
     {
@@ -160,10 +184,13 @@ struct AlignTask::Impl {
     return adapter->forward(states_TH.to(at::kFloat), batch.layout).squeeze(1).index_select(0, micro.history_B);
   }
 
-  /// Log-likelihood per token of the four options, [B, G, 4]: G is one rule a trained form of answer, letter before text.
+  /// Log-likelihood per token of the four options, calibrated if so configured, [B, G, 4]: G is one rule a trained form of answer,
+  /// letter before text.
   [[nodiscard]] Tensor option_scores(const MicroBatch& micro, const Tensor& log_probs_N) const {
-    return (continuation_sums(micro.packed, log_probs_N) / micro.packed.continuation_tokens_C)
-        .view({micro.packed.num_prompts, -1, static_cast<std::int64_t>(kNumOptions)});
+    const auto all_PG4 = (continuation_sums(micro.packed, log_probs_N) / micro.packed.continuation_tokens_C)
+                             .view({micro.packed.num_prompts, -1, static_cast<std::int64_t>(kNumOptions)});
+    const auto scores_BG4 = all_PG4.narrow(0, 0, micro.questions_B.size(0));
+    return config.calibrate ? scores_BG4 - all_PG4.index_select(0, micro.reference_B) : scores_BG4;
   }
 
   /// Loss of each question, mean over the forms of answer. -> [B]
@@ -175,8 +202,8 @@ struct AlignTask::Impl {
     // [i, j]: how well user j's token fits user i's gold option, among the users who are asked the same.
     const auto fit_BBG = scaled_BG4.index_select(2, micro.gold_B).permute({2, 0, 1});
     const auto among = [&](const Tensor& keep_BB) { return fit_BBG.masked_fill(keep_BB.logical_not().unsqueeze(2), -kHidden).logsumexp(1); };
-    const auto right_BB = micro.same_text_BB.logical_and(micro.gold_B.unsqueeze(1).eq(micro.gold_B.unsqueeze(0)));
-    const auto contrast_BG = among(micro.same_text_BB) - among(right_BB);
+    const auto right_BB = micro.same_group_BB.logical_and(micro.gold_B.unsqueeze(1).eq(micro.gold_B.unsqueeze(0)));
+    const auto contrast_BG = among(micro.same_group_BB) - among(right_BB);
     return (choice_BG + contrast_BG).mean(1) / 2;
   }
 };
@@ -190,11 +217,14 @@ AlignTask::AlignTask(AlignConfig config, const comm::Mesh& mesh) : impl_(std::ma
     s.config = std::move(config);
     s.open();
   });
-  const bool whiten = s.config.adapter.init == "whitened";
-  if (!s.soft || !(s.frozen.encoder || whiten)) return;
+  const bool start = s.config.adapter.init != "linear";
+  if (!s.soft || !(s.frozen.encoder || start)) return;
   const auto states_QH = mean_states(s.encoder.model, s.data, s.spans, mesh.world());
-  if (whiten) comm::run_agreed(mesh.world(), [&] { s.whiten_adapter(states_QH); });
-  if (s.frozen.encoder) s.states_QH = states_QH;
+  const auto training_SH = s.of_training_questions(states_QH);
+  if (start) comm::run_agreed(mesh.world(), [&] { s.start_adapter(training_SH); });
+  if (!s.frozen.encoder) return;
+  s.states_QH = states_QH;
+  s.average_state_1H = training_SH.to(at::kDouble).mean(0, /*keepdim=*/true).to(at::kFloat);
 }
 
 AlignTask::~AlignTask() = default;
@@ -229,12 +259,11 @@ std::unique_ptr<TaskBatch> AlignTask::load(const std::vector<std::int64_t>& samp
     groups.push_back(s.questions->train()[static_cast<std::size_t>(sample)]);
   }
   for (const auto& part : group_by_rows(rows, s.config.micro_rows, s.config.loop.batch.micro_users)) {
-    const auto members = members_of(groups, part);
-    auto micro = s.make_micro(members);
-    batch->num_labels += s.questions->choice() ? micro.packed.num_prompts : micro.packed.pair_tokens_N.size(0);
+    auto micro = s.make_micro(groups, part);
+    batch->num_labels += s.questions->choice() ? micro.questions_B.size(0) : micro.packed.pair_tokens_N.size(0);
     batch->num_tokens += micro.packed.num_rows();
     if (s.soft) {
-      for (const auto q : members) batch->num_interactions += s.spans[q].end - s.spans[q].begin;
+      for (const auto q : members_of(groups, part)) batch->num_interactions += s.spans[q].end - s.spans[q].begin;
     }
     batch->micro.push_back(std::move(micro));
   }
@@ -262,10 +291,10 @@ std::optional<Validation> AlignTask::validate(const comm::Mesh& mesh) {
   comm::run_agreed(mesh.world(), [&] {
     const at::NoGradGuard no_grad;
     std::vector<std::int64_t> rows;
-    for (const auto& group : all.valid()) rows.push_back(num_rows(all.scored(group)));
+    for (const auto& group : all.valid()) rows.push_back(num_rows(all.scored(group).prompts));
     const auto parts = group_by_rows(rows, s.config.micro_rows);
     for (std::size_t g = static_cast<std::size_t>(mesh.world().rank()); g < parts.size(); g += static_cast<std::size_t>(mesh.world().size())) {
-      const auto micro = s.make_micro(members_of(all.valid(), parts[g]));
+      const auto micro = s.make_micro(all.valid(), parts[g]);
       const auto head_RH = run_prompts(*s.llm, micro.packed, s.soft_of(micro, {}));
       const auto log_probs_N = token_log_probs(*s.llm, head_RH, micro.packed);
       Tensor losses = -log_probs_N;
@@ -276,7 +305,7 @@ std::optional<Validation> AlignTask::validate(const comm::Mesh& mesh) {
         if (all.learn_letter()) sums[kLetter] += correct_BG.select(1, 0).sum().item<std::int64_t>();
         if (all.learn_text()) sums[kText] += correct_BG.select(1, -1).sum().item<std::int64_t>();
       }
-      sums[kQuestions] += micro.packed.num_prompts;
+      sums[kQuestions] += micro.questions_B.size(0);
       sums[kLabels] += losses.size(0);
       sums[kLoss] += (losses.to(at::kDouble) * kGrid).round().to(at::kLong).sum().item<std::int64_t>();
     }
@@ -324,6 +353,7 @@ void AlignTask::save_model(const fs::path& directory) const {
             {"answer", s.config.answer},
             {"objective", s.config.objective},
             {"choice_scale", s.config.choice_scale},
+            {"calibrate", s.config.calibrate},
             {"dtype", s.config.loop.train.dtype},
             {"data", fs::absolute(s.config.data).string()},
             {"data_digest", s.data.digest()},
@@ -337,6 +367,11 @@ void AlignTask::save_model(const fs::path& directory) const {
   if (s.soft) {
     std::tie(tensors["adapter.up_proj.weight"], tensors["adapter.up_proj.bias"]) = s.adapter->folded();
     if (!s.frozen.encoder) add("encoder.", *s.encoder.model);
+    if (s.average_state_1H.defined()) {
+      const at::NoGradGuard no_grad;
+      auto adapter = s.adapter;  // shares the module, which forward() does not change
+      tensors["average_user"] = soft_tokens(*adapter, s.average_state_1H);
+    }
     json["adapter"] = {{"kind", "linear_mean"}, {"encoder_hidden", s.encoder.config.hidden}, {"llm_hidden", s.llm->config().hidden}};
     json["encoder"] = {{"path", fs::absolute(s.config.encoder_run).string()},
                        {"digest", s.encoder_digest},
@@ -380,11 +415,13 @@ std::vector<std::string> AlignTask::deviations() const {
       "initial weights and order come from counter-based numbers keyed by seed; the reference starts each rank's adapter differently"};
   if (s.soft && s.frozen.encoder) list.emplace_back("the frozen encoder runs without dropout and once per history; the reference leaves dropout on");
   if (s.questions->choice()) list.emplace_back("the loss is a softmax over the four options' scores (objective choice); the reference predicts the answer token");
+  if (s.config.calibrate) list.emplace_back("an option's score is its gain over the same question about the average user; the reference scores the answer as it is");
   if (s.questions->learn_text()) list.emplace_back("the option's own words are learned; the reference learns the letter");
   if (s.config.lora.rank > 0) list.push_back(fmt::format("the LLM gets LoRA of rank {}; the reference trains the adapter alone or the whole LLM", s.config.lora.rank));
   if (s.soft && s.config.prompt_format.place != "before") list.emplace_back("the soft token stands in the user turn; the reference puts it before the chat");
   list.emplace_back("questions that share their text form one sample of a step; the reference shuffles questions one by one");
-  if (s.soft && s.config.adapter.init == "whitened") list.emplace_back("the adapter is trained on whitened mean states (stored as one linear layer); the reference trains on the states as they are");
+  if (s.soft && s.config.adapter.init != "linear") list.emplace_back("the adapter is trained on whitened mean states (stored as one linear layer); the reference trains on the states as they are");
+  if (s.soft && s.config.adapter.init == "words") list.emplace_back("the adapter starts near the embeddings of the words that answer its users' questions; the reference starts at random");
   if (!s.soft) list.emplace_back("no soft token: this run is the baseline that sees no user");
   return list;
 }

@@ -29,8 +29,8 @@ struct AlignLoraConfig {
 };
 
 struct AlignAdapterConfig {
-  std::string init = "whitened";  ///< "whitened": LinearMeanAdapter::init_whitened over the training histories; "linear": as torch.nn.Linear
-  double init_scale = 1;          ///< "whitened": root mean square of the first soft tokens, relative to the LLM's token embeddings; > 0
+  std::string init = "whitened";  ///< "whitened": LinearMeanAdapter::init_whitened over the training histories; "words": then fit_word_start(); "linear": as torch.nn.Linear
+  double init_scale = 1;          ///< not "linear": root mean square of the first soft tokens, relative to the LLM's token embeddings; > 0
 };
 
 struct AlignPromptConfig {
@@ -50,6 +50,9 @@ struct AlignConfig {
   /// (symmetric, as CLIP's); "lm": cross-entropy of the gold answer.
   std::string objective = "choice";
   double choice_scale = 1;               ///< factor of the scores in that softmax; > 0
+  /// Scores are differences from the scores with the average training user's soft token, as Rule::kCalibrated judges; needs prompt "soft",
+  /// an objective with options, and a frozen encoder.
+  bool calibrate = false;
   std::string freeze = "encoder,llm";    ///< subset of encoder, adapter, llm that is not trained; "" trains all. LoRA is set by lora.rank
   AlignLoraConfig lora;
   AlignAdapterConfig adapter;
@@ -122,6 +125,7 @@ struct AlignedModel {
   models::UserModel encoder{nullptr};         ///< null for "none"
   models::UserModelConfig encoder_config;
   models::LinearMeanAdapter adapter{nullptr}; ///< null for "none"
+  Tensor average_user_1L;                     ///< soft token of the average training user; undefined for "none" and for a trained encoder
 };
 /// Reads model.json and model.safetensors of an align run, and the encoder and LLM that it names; refuses (Error(kData)) when either
 /// has changed since. `dtype` is the type of the LLM's GEMMs; absent: as it was trained.

@@ -38,8 +38,8 @@ void AlignConfig::validate() const {
   UQA_CHECK(objective == "choice" || objective == "contrast" || objective == "lm", ErrorCode::kConfig,
             "objective = {}, must be choice, contrast or lm; change --objective", objective);
   UQA_CHECK(choice_scale > 0, ErrorCode::kConfig, "choice_scale = {}, must be > 0; change --choice_scale", choice_scale);
-  UQA_CHECK(adapter.init == "whitened" || adapter.init == "linear", ErrorCode::kConfig,
-            "adapter.init = {}, must be whitened or linear; change --adapter.init", adapter.init);
+  UQA_CHECK(adapter.init == "words" || adapter.init == "whitened" || adapter.init == "linear", ErrorCode::kConfig,
+            "adapter.init = {}, must be words, whitened or linear; change --adapter.init", adapter.init);
   UQA_CHECK(adapter.init_scale > 0, ErrorCode::kConfig, "adapter.init_scale = {}, must be > 0; change --adapter.init_scale", adapter.init_scale);
   UQA_CHECK(lora.rank >= 0, ErrorCode::kConfig, "lora.rank = {}, must be >= 0 (0: no LoRA); change --lora.rank", lora.rank);
   UQA_CHECK(lora.alpha >= 0, ErrorCode::kConfig, "lora.alpha = {}, must be >= 0 (0: 2 * rank); change --lora.alpha", lora.alpha);
@@ -52,6 +52,12 @@ void AlignConfig::validate() const {
   const Frozen frozen = parse_freeze(freeze);
   UQA_CHECK(frozen.llm || lora.rank == 0, ErrorCode::kConfig,
             "lora.rank = {} while the whole LLM is trained (freeze = {}), must be 0; add llm to --freeze or give --lora.rank 0", lora.rank, freeze);
+  UQA_CHECK(!calibrate || (prompt == "soft" && objective != "lm" && frozen.encoder), ErrorCode::kConfig,
+            "calibrate = true with prompt = {}, objective = {}, freeze = {}, needs prompt soft, objective choice or contrast, and a frozen encoder; "
+            "give --calibrate=false or change the other",
+            prompt, objective, freeze);
+  UQA_CHECK(adapter.init != "words" || prompt != "soft" || objective != "lm", ErrorCode::kConfig,
+            "adapter.init = words with objective = lm, needs questions with options; choose objective choice or contrast, or --adapter.init whitened");
   const bool trains_llm = lora.rank > 0 || !frozen.llm;
   UQA_CHECK(trains_llm || (prompt == "soft" && !(frozen.encoder && frozen.adapter)), ErrorCode::kConfig,
             "freeze = {}, lora.rank = {} and prompt = {} leave nothing to train; set --lora.rank, or thaw a part with --freeze", freeze, lora.rank,

@@ -79,6 +79,12 @@ AlignedModel load_aligned(const fs::path& run_directory, std::optional<at::Scala
   aligned.adapter = models::LinearMeanAdapter(get<std::int64_t>(adapter, "encoder_hidden", what), get<std::int64_t>(adapter, "llm_hidden", what));
   copy_in(tensors, "adapter.", models::state_dict(*aligned.adapter), weights_path.string());
   aligned.adapter->eval();
+  if (const auto found = tensors.find("average_user"); found != tensors.end()) {
+    const std::vector<std::int64_t> shape{1, aligned.llm->config().hidden};
+    UQA_CHECK(found->second.sizes().vec() == shape, ErrorCode::kData, "{}: tensor average_user is [{}], must be [{}]; align again", weights_path.string(),
+              fmt::join(found->second.sizes(), ", "), fmt::join(shape, ", "));
+    aligned.average_user_1L = found->second;
+  }
   return aligned;
 }
 

@@ -68,6 +68,19 @@ std::vector<std::size_t> members_of(const std::vector<QuestionGroup>& groups, co
   return members;
 }
 
+std::vector<std::int64_t> add_references(std::vector<ScoredPrompt>& prompts, const std::vector<data::Question>& questions,
+                                         const std::vector<std::size_t>& members, const std::vector<EncodedQuestion>& reference) {
+  UQA_CHECK(prompts.size() == members.size(), ErrorCode::kInternal, "add_references: {} prompts of {} questions", prompts.size(), members.size());
+  std::unordered_map<std::string_view, std::int64_t> of_text;
+  std::vector<std::int64_t> reference_of;
+  for (std::size_t i = 0; i < members.size(); ++i) {
+    const auto [found, is_new] = of_text.try_emplace(questions[members[i]].text, static_cast<std::int64_t>(prompts.size()));
+    if (is_new) prompts.push_back({.prompt = &reference[members[i]], .continuations = prompts[i].continuations});
+    reference_of.push_back(found->second);
+  }
+  return reference_of;
+}
+
 Group share_of(const std::vector<std::int64_t>& costs, int part, int size) {
   const auto total = std::accumulate(costs.begin(), costs.end(), std::int64_t{0});
   // Entry i belongs to the part in which its middle lies.

@@ -30,6 +30,12 @@ using QuestionGroup = std::vector<std::size_t>;
 /// The members of groups [part.begin, part.end), in order.
 [[nodiscard]] std::vector<std::size_t> members_of(const std::vector<QuestionGroup>& groups, const Group& part);
 
+/// Adds, behind `prompts` of `members`, one prompt for each distinct text of theirs: the same question asked about nobody in particular,
+/// with the continuations of the first that asks it and the tokens of `reference` (one entry a question of `questions`, kept alive by the
+/// caller). Returns for each member the index of its reference prompt.
+[[nodiscard]] std::vector<std::int64_t> add_references(std::vector<ScoredPrompt>& prompts, const std::vector<data::Question>& questions,
+                                                       const std::vector<std::size_t>& members, const std::vector<EncodedQuestion>& reference);
+
 /// Contiguous share [begin, end) of `costs` for each of `size` parts, about equal in cost.
 [[nodiscard]] Group share_of(const std::vector<std::int64_t>& costs, int part, int size);
 

@@ -49,6 +49,7 @@ std::vector<QuestionGroup> subset(std::vector<QuestionGroup> groups, std::int64_
 
 AlignQuestions::AlignQuestions(const AlignConfig& config, const data::Dataset& data)
     : choice_(config.objective != "lm"),
+      calibrate_(config.calibrate),
       learn_letter_(config.answer != "text"),
       learn_text_(config.answer != "letter"),
       set_(data::read_questions(config.questions)) {
@@ -96,10 +97,11 @@ ScoredPrompt AlignQuestions::scored(std::size_t q) const {
   return prompt;
 }
 
-std::vector<ScoredPrompt> AlignQuestions::scored(const std::vector<std::size_t>& questions) const {
-  std::vector<ScoredPrompt> prompts;
-  for (const auto q : questions) prompts.push_back(scored(q));
-  return prompts;
+AlignQuestions::Scored AlignQuestions::scored(const std::vector<std::size_t>& questions) const {
+  Scored all;
+  for (const auto q : questions) all.prompts.push_back(scored(q));
+  if (calibrate_) all.reference_of = add_references(all.prompts, set_.train, questions, encoded_);
+  return all;
 }
 
 }  // namespace uqa::trainer

@@ -19,7 +19,11 @@ class AlignQuestions {
 
   /// What is scored behind question `q`'s prompt; points into this object.
   [[nodiscard]] ScoredPrompt scored(std::size_t q) const;
-  [[nodiscard]] std::vector<ScoredPrompt> scored(const std::vector<std::size_t>& questions) const;
+  struct Scored {
+    std::vector<ScoredPrompt> prompts;           ///< one a question; with config.calibrate, behind them the same about the average user
+    std::vector<std::int64_t> reference_of;      ///< config.calibrate: the latter's index for each question; else empty
+  };
+  [[nodiscard]] Scored scored(const std::vector<std::size_t>& questions) const;
   [[nodiscard]] const std::vector<data::Question>& all() const { return set_.train; }
   [[nodiscard]] const EncodedQuestion& encoded(std::size_t q) const { return encoded_[q]; }
   [[nodiscard]] const PromptEncoder& prompts() const { return *prompts_; }
@@ -35,7 +39,7 @@ class AlignQuestions {
   void tokenise(const AlignConfig& config, const data::Dataset& data);
   void split(const AlignConfig& config);
 
-  bool choice_, learn_letter_, learn_text_;
+  bool choice_, calibrate_, learn_letter_, learn_text_;
   data::QuestionSet set_;
   std::unique_ptr<PromptEncoder> prompts_;
   LetterTokens letters_;

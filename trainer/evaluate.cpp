@@ -21,11 +21,11 @@ namespace {
 
 using Clock = std::chrono::steady_clock;
 
-constexpr std::int64_t kScores = 2 * static_cast<std::int64_t>(kNumOptions);  // letters, then texts
+constexpr std::int64_t kScores = 3 * static_cast<std::int64_t>(kNumOptions);  // letters, texts, calibrated texts
 
 /// Scores of some questions, in their order: what one rank contributes.
 struct Scores {
-  std::vector<Tensor> option_nats{at::empty({0, kScores}, at::kFloat)};  ///< [n, 8]; zeros for free-form questions
+  std::vector<Tensor> option_nats{at::empty({0, kScores}, at::kFloat)};  ///< [n, 12]; zeros for free-form questions
   std::vector<Tensor> greedy{at::empty({0}, at::kLong)};                 ///< [n]
 };
 
@@ -38,12 +38,12 @@ class Evaluation {
     compute_states();
     const auto begin = Clock::now();
     const Scores mine = score_share();
-    const auto nats_Q8 = in_file_order(comm::all_gather(at::cat(mine.option_nats, 0), world_));
+    const auto nats_QS = in_file_order(comm::all_gather(at::cat(mine.option_nats, 0), world_));
     const auto greedy_Q = in_file_order(comm::all_gather(at::cat(mine.greedy, 0), world_));
     const double seconds = std::chrono::duration<double>(Clock::now() - begin).count();
     EvaluationResult result;
     comm::run_agreed(world_, [&] {
-      const auto predictions = judge_all(nats_Q8, greedy_Q);
+      const auto predictions = judge_all(nats_QS, greedy_Q);
       result = summarise(predictions, seconds);
       if (output_) write(predictions, result);
     });
@@ -51,6 +51,9 @@ class Evaluation {
   }
 
  private:
+  /// True where the soft token comes from a user's history.
+  static bool has_state(Prompt prompt) { return prompt == Prompt::kSoft || prompt == Prompt::kShuffled; }
+
   void open() {
     config_.validate();
     prompt_ = prompt_of_name(config_.prompt);
@@ -75,6 +78,11 @@ class Evaluation {
     encoder_ = std::make_unique<PromptEncoder>(model_.llm_directory, set_.language, options);
     letters_ = letter_tokens(*encoder_);
     encoded_ = encoder_->encode_all(questions_, prompt_, &data_);
+    if (prompt_ == Prompt::kText) without_titles_ = encoder_->encode_all(questions_, Prompt::kNone, nullptr);
+    has_reference_ = prompt_ == Prompt::kText || (has_state(prompt_) && model_.average_user_1L.defined());
+    if (has_state(prompt_) && !has_reference_) {
+      log::warn("evaluate", "run {} was aligned with a trained encoder and holds no average user: rule calibrated is left out", config_.run);
+    }
     if (has_soft_row(prompt_)) check_same_schema(model_.encoder_config, data_.schema());
     path_ = config_.output.empty() ? evaluation_directory(config_, set_.digest) : fs::path(config_.output);
     if (world_.rank() == 0) {
@@ -109,7 +117,7 @@ class Evaluation {
   }
 
   void compute_states() {
-    if (prompt_ != Prompt::kSoft && prompt_ != Prompt::kShuffled) return;
+    if (!has_state(prompt_)) return;
     const std::int64_t max_len = model_.encoder_config.max_len;
     std::vector<data::Span> spans;
     comm::run_agreed(world_, [&] {
@@ -121,22 +129,28 @@ class Evaluation {
     states_QH_ = mean_states(model_.encoder, data_, spans, world_);
   }
 
-  [[nodiscard]] ScoredPrompt scored(std::size_t q) const {
-    ScoredPrompt prompt{.prompt = &encoded_[q], .continuations = {}};
-    if (encoded_[q].gold < 0) return prompt;
-    for (const auto& letter : letters_) prompt.continuations.emplace_back(letter);
-    for (const auto& option : encoded_[q].options) prompt.continuations.emplace_back(option);
-    return prompt;
+  /// The prompts of some questions and, behind them, the same about nobody; `reference_of` is empty where there is none.
+  struct Batch {
+    std::vector<ScoredPrompt> prompts;
+    std::vector<std::int64_t> reference_of;
+  };
+
+  [[nodiscard]] Batch batch_of(const std::vector<std::size_t>& members) const {
+    Batch batch;
+    for (const auto q : members) {
+      auto& prompt = batch.prompts.emplace_back(ScoredPrompt{.prompt = &encoded_[q], .continuations = {}});
+      if (encoded_[q].gold < 0) continue;
+      for (const auto& letter : letters_) prompt.continuations.emplace_back(letter);
+      for (const auto& option : encoded_[q].options) prompt.continuations.emplace_back(option);
+    }
+    if (has_reference_) batch.reference_of = add_references(batch.prompts, questions_, members, prompt_ == Prompt::kText ? without_titles_ : encoded_);
+    return batch;
   }
 
   /// Batches are fixed by the questions and batch_rows; each rank takes a contiguous share of about equal cost.
   Scores score_share() {
     std::vector<std::int64_t> rows, costs;
-    for (const auto& same_text : by_text_) {
-      std::vector<ScoredPrompt> prompts;
-      for (const auto q : same_text) prompts.push_back(scored(q));
-      rows.push_back(num_rows(prompts));
-    }
+    for (const auto& same_text : by_text_) rows.push_back(num_rows(batch_of(same_text).prompts));
     const auto groups = group_by_rows(rows, config_.batch_rows);
     for (const auto& group : groups) {
       costs.push_back(std::accumulate(rows.begin() + static_cast<std::ptrdiff_t>(group.begin), rows.begin() + static_cast<std::ptrdiff_t>(group.end),
@@ -167,40 +181,53 @@ class Evaluation {
     return scores;
   }
 
+  /// Soft tokens of the members' prompts and of the references behind them; undefined for a prompt without soft rows.
+  [[nodiscard]] Tensor soft_tokens_of(const std::vector<std::size_t>& members, std::int64_t num_prompts) {
+    if (!has_soft_row(prompt_)) return {};
+    if (prompt_ == Prompt::kZero) return at::zeros({num_prompts, model_.llm->config().hidden}, at::kFloat);
+    std::vector<std::int64_t> indices;
+    for (const auto q : members) indices.push_back(static_cast<std::int64_t>(q));
+    const auto soft_BL = soft_tokens(*model_.adapter, states_QH_.index_select(0, at::tensor(indices, at::kLong)));
+    const auto references = num_prompts - soft_BL.size(0);
+    return references == 0 ? soft_BL : at::cat({soft_BL, model_.average_user_1L.expand({references, -1})});
+  }
+
   void score(const std::vector<std::size_t>& members, Scores& scores) {
     const at::NoGradGuard no_grad;
     const auto size = static_cast<std::int64_t>(members.size());
-    std::vector<ScoredPrompt> prompts;
-    std::vector<std::int64_t> indices, with_options;
-    for (const auto q : members) {
-      prompts.push_back(scored(q));
-      if (!prompts.back().continuations.empty()) with_options.push_back(static_cast<std::int64_t>(indices.size()));
-      indices.push_back(static_cast<std::int64_t>(q));
+    const auto batch = batch_of(members);
+    const auto packed = pack_prompts(batch.prompts);
+    const auto head_RH = run_prompts(*model_.llm, packed, soft_tokens_of(members, packed.num_prompts));
+    scores.greedy.push_back(greedy_tokens(*model_.llm, head_RH, packed).narrow(0, 0, size));
+    auto nats_BS = at::zeros({size, kScores}, at::kFloat);
+    std::vector<std::int64_t> with_options, references;  // of the prompts that have options: which question, whose reference
+    std::vector<std::int64_t> place(batch.prompts.size(), -1);
+    std::int64_t count = 0;
+    for (std::size_t p = 0; p < batch.prompts.size(); ++p) {
+      if (!batch.prompts[p].continuations.empty()) place[p] = count++;
     }
-    const auto packed = pack_prompts(prompts);
-    Tensor soft_BH;
-    if (prompt_ == Prompt::kZero) {
-      soft_BH = at::zeros({size, model_.llm->config().hidden}, at::kFloat);
-    } else if (has_soft_row(prompt_)) {
-      soft_BH = soft_tokens(*model_.adapter, states_QH_.index_select(0, at::tensor(indices, at::kLong)));
+    for (std::size_t i = 0; i < members.size(); ++i) {
+      if (place[i] < 0) continue;
+      with_options.push_back(static_cast<std::int64_t>(i));
+      if (has_reference_) references.push_back(place[static_cast<std::size_t>(batch.reference_of[i])]);
     }
-    const auto head_RH = run_prompts(*model_.llm, packed, soft_BH);
-    scores.greedy.push_back(greedy_tokens(*model_.llm, head_RH, packed));
-    auto nats_B8 = at::zeros({size, kScores}, at::kFloat);
     if (!with_options.empty()) {
       const auto sums_C = continuation_sums(packed, token_log_probs(*model_.llm, head_RH, packed));
-      const auto means_M24 = (sums_C / packed.continuation_tokens_C).view({-1, 2, static_cast<std::int64_t>(kNumOptions)});
-      const auto nats_M8 = at::cat({means_M24.select(1, 0).log_softmax(1), means_M24.select(1, 1)}, 1);
-      UQA_CHECK(nats_M8.isfinite().all().item<bool>(), ErrorCode::kNumeric,
+      const auto means_P24 = (sums_C / packed.continuation_tokens_C).view({-1, 2, static_cast<std::int64_t>(kNumOptions)});
+      const auto means_M24 = means_P24.narrow(0, 0, static_cast<std::int64_t>(with_options.size()));
+      const auto text_M4 = means_M24.select(1, 1);
+      const auto calibrated_M4 = has_reference_ ? text_M4 - means_P24.select(1, 1).index_select(0, at::tensor(references, at::kLong)) : text_M4;
+      const auto nats_MS = at::cat({means_M24.select(1, 0).log_softmax(1), text_M4, calibrated_M4}, 1);
+      UQA_CHECK(nats_MS.isfinite().all().item<bool>(), ErrorCode::kNumeric,
                 "an option's log-likelihood is not finite; align with a smaller optim.peak_lr, or evaluate with --dtype float32");
-      nats_B8.index_copy_(0, at::tensor(with_options, at::kLong), nats_M8);
+      nats_BS.index_copy_(0, at::tensor(with_options, at::kLong), nats_MS);
     }
-    scores.option_nats.push_back(nats_B8);
+    scores.option_nats.push_back(nats_BS);
   }
 
-  [[nodiscard]] std::vector<Prediction> judge_all(const Tensor& nats_Q8, const Tensor& greedy_Q) const {
-    const auto contiguous_Q8 = nats_Q8.contiguous();
-    const auto* nats = contiguous_Q8.const_data_ptr<float>();
+  [[nodiscard]] std::vector<Prediction> judge_all(const Tensor& nats_QS, const Tensor& greedy_Q) const {
+    const auto contiguous_QS = nats_QS.contiguous();
+    const auto* nats = contiguous_QS.const_data_ptr<float>();
     std::vector<Prediction> predictions;
     for (std::size_t q = 0; q < questions_.size(); ++q) {
       const auto& question = questions_[q];
@@ -214,11 +241,13 @@ class Evaluation {
                             .input_tokens = static_cast<std::int64_t>(encoded_[q].prompt.size()),
                             .letter_nats = {},
                             .text_nats = {},
+                            .calibrated_nats = {},
                             .correct = {}};
       if (encoded_[q].gold >= 0) {
         const auto* row = nats + static_cast<std::int64_t>(q) * kScores;
         prediction.letter_nats.assign(row, row + kNumOptions);
-        prediction.text_nats.assign(row + kNumOptions, row + kScores);
+        prediction.text_nats.assign(row + kNumOptions, row + 2 * kNumOptions);
+        if (has_reference_ || !has_state(prompt_)) prediction.calibrated_nats.assign(row + 2 * kNumOptions, row + kScores);
       }
       judge(prediction, encoded_[q].gold);
       predictions.push_back(std::move(prediction));
@@ -274,7 +303,8 @@ class Evaluation {
   std::vector<QuestionGroup> by_text_;  ///< of questions_
   std::unique_ptr<PromptEncoder> encoder_;
   LetterTokens letters_;
-  std::vector<EncodedQuestion> encoded_;
+  std::vector<EncodedQuestion> encoded_, without_titles_;  ///< the latter for Prompt::kText
+  bool has_reference_ = false;                            ///< the same prompt about nobody is scored beside each
   Tensor states_QH_;
   fs::path path_;
   std::optional<OutputDir> output_;

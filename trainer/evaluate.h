@@ -1,4 +1,4 @@
-// trainer/evaluate.h - answers the questions of a set with an aligned model and one kind of prompt; scores by three rules.
+// trainer/evaluate.h - answers the questions of a set with an aligned model and one kind of prompt; scores by four rules.
 //
 //   const auto result = run_evaluate({.run = "runs/align", .data = "ml-100k", .prompt = "soft"}, session.world());
 #pragma once

@@ -27,9 +27,10 @@ EvaluationResult write_prior_evaluation(const fs::path& questions, const fs::pat
                           .id = question.id,
                           .letter_nats = {},
                           .text_nats = {},
+                          .calibrated_nats = {},
                           .correct = {}};
     for (const double probability : answerer.probabilities(question)) prediction.text_nats.push_back(std::log(std::max(probability, 1e-300)));
-    prediction.letter_nats = prediction.text_nats;
+    prediction.letter_nats = prediction.calibrated_nats = prediction.text_nats;
     judge(prediction, static_cast<std::int64_t>(question.gold()));
     lines += to_json(prediction).dump(-1, ' ', false, Json::error_handler_t::replace) + "\n";
     predictions.push_back(std::move(prediction));

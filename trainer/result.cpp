@@ -13,7 +13,7 @@ Rule rule_of_name(const std::string& name, const std::string& what) {
   for (const Rule rule : kRules) {
     if (name == name_of(rule)) return rule;
   }
-  UQA_FAIL(ErrorCode::kData, "{}: rule '{}', must be first_token, letter or text", what, name);
+  UQA_FAIL(ErrorCode::kData, "{}: rule '{}', must be first_token, letter, text or calibrated", what, name);
 }
 
 /// Index of the largest score; the first of equal ones.
@@ -47,6 +47,7 @@ const char* name_of(Rule rule) {
     case Rule::kFirstToken: return "first_token";
     case Rule::kLetter: return "letter";
     case Rule::kText: return "text";
+    case Rule::kCalibrated: return "calibrated";
   }
   UQA_FAIL(ErrorCode::kInternal, "unknown rule {}", static_cast<int>(rule));
 }
@@ -56,6 +57,7 @@ void judge(Prediction& prediction, std::int64_t gold) {
   if (gold < 0) return;
   prediction.correct[Rule::kLetter] = best(prediction.letter_nats) == gold;
   prediction.correct[Rule::kText] = best(prediction.text_nats) == gold;
+  if (!prediction.calibrated_nats.empty()) prediction.correct[Rule::kCalibrated] = best(prediction.calibrated_nats) == gold;
 }
 
 Json to_json(const Prediction& prediction) {
@@ -64,7 +66,7 @@ Json to_json(const Prediction& prediction) {
   return {{"question", prediction.question}, {"prediction", prediction.prediction}, {"answer", prediction.answer},
           {"type", prediction.type},         {"user", prediction.user},             {"id", prediction.id},
           {"input_tokens", prediction.input_tokens}, {"letter_nats", prediction.letter_nats}, {"text_nats", prediction.text_nats},
-          {"correct", correct}};
+          {"calibrated_nats", prediction.calibrated_nats}, {"correct", correct}};
 }
 
 Prediction prediction_from_json(const Json& json, const std::string& what) {
@@ -77,6 +79,7 @@ Prediction prediction_from_json(const Json& json, const std::string& what) {
                         .input_tokens = get<std::int64_t>(json, "input_tokens", what),
                         .letter_nats = get<std::vector<double>>(json, "letter_nats", what),
                         .text_nats = get<std::vector<double>>(json, "text_nats", what),
+                        .calibrated_nats = get<std::vector<double>>(json, "calibrated_nats", what),
                         .correct = {}};
   static_cast<void>(data::type_of_code(prediction.type));
   const auto correct = get<Json>(json, "correct", what);

@@ -19,9 +19,13 @@ enum class Rule {
   kFirstToken,  ///< the official scorer's: the greedy next token's text begins with the answer
   kLetter,      ///< the gold letter has the highest probability of the four letters
   kText,        ///< the gold option's own words have the highest log-likelihood per token
+  /// The gold option's words gain most, per token, over the same prompt about nobody in particular: the average user's soft token, or no
+  /// titles. What the LLM likes about an option whoever asks cancels (domain-conditional PMI, Holtzman et al. 2021). A prompt that tells
+  /// nothing about a user has nothing to subtract: its kCalibrated is its kText.
+  kCalibrated,
 };
-inline constexpr std::array kRules{Rule::kFirstToken, Rule::kLetter, Rule::kText};
-[[nodiscard]] const char* name_of(Rule rule);  ///< "first_token" "letter" "text"
+inline constexpr std::array kRules{Rule::kFirstToken, Rule::kLetter, Rule::kText, Rule::kCalibrated};
+[[nodiscard]] const char* name_of(Rule rule);  ///< "first_token" "letter" "text" "calibrated"
 
 /// One line of predictions.jsonl.
 struct Prediction {
@@ -33,6 +37,7 @@ struct Prediction {
   std::int64_t input_tokens = 0;           ///< rows of the prompt, the soft token included
   std::vector<double> letter_nats;         ///< log-softmax over the four letters; empty for a free-form question
   std::vector<double> text_nats;           ///< log-likelihood per token of each option's words; empty likewise
+  std::vector<double> calibrated_nats;     ///< text_nats less those of the prompt about nobody; empty where that is not known
   std::map<Rule, bool> correct;            ///< free-form questions have kFirstToken alone
 };
 [[nodiscard]] Json to_json(const Prediction& prediction);

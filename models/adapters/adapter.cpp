@@ -67,7 +67,7 @@ void LinearMeanAdapterImpl::init_whitened(std::uint64_t seed, const Tensor& mean
             "adapter: {} mean states of width {}, needs at least 2 of width {}", means_SH.size(0), means_SH.size(1), up_proj_->weight.size(1));
   const at::NoGradGuard no_grad;
   init_weights(seed);
-  constexpr double kFloor = 1e-4;
+  constexpr double kFloor = 1e-2;
   const auto means = means_SH.to(at::kDouble);
   const auto center_H = means.mean(0);
   const auto centered_SH = means - center_H;
@@ -76,11 +76,21 @@ void LinearMeanAdapterImpl::init_whitened(std::uint64_t seed, const Tensor& mean
   const double largest = values_H.max().item<double>();
   if (!(largest > 0)) return;
   const auto whiten_HH = at::mm(vectors_HH * (values_H.clamp_min(0) + kFloor * largest).rsqrt(), vectors_HH.t());
-  const auto soft_SL = at::mm(at::mm(centered_SH, whiten_HH), up_proj_->weight.to(at::kDouble).t());
-  up_proj_->weight.mul_(rms / soft_SL.square().mean().sqrt().item<double>());
-  up_proj_->bias.zero_();
   center_H_ = center_H.to(at::kFloat);
   whiten_HH_ = whiten_HH.to(at::kFloat);
+  start_from(up_proj_->weight.clone(), means_SH, rms);
+}
+
+Tensor LinearMeanAdapterImpl::inputs_of(const Tensor& means_SH) const {
+  return center_H_.defined() ? at::mm(means_SH - center_H_, whiten_HH_) : means_SH;
+}
+
+void LinearMeanAdapterImpl::start_from(const Tensor& weight_LH, const Tensor& means_SH, double rms) {
+  const at::NoGradGuard no_grad;
+  const double size = at::mm(inputs_of(means_SH), weight_LH.to(at::kFloat).t()).to(at::kDouble).square().mean().sqrt().item<double>();
+  UQA_CHECK(size > 0, ErrorCode::kNumeric, "adapter: the soft tokens of {} users are all 0; choose another --adapter.init", means_SH.size(0));
+  up_proj_->weight.copy_(weight_LH).mul_(rms / size);
+  up_proj_->bias.zero_();
 }
 
 std::pair<Tensor, Tensor> LinearMeanAdapterImpl::folded() const {
@@ -99,9 +109,8 @@ Tensor LinearMeanAdapterImpl::forward(const Tensor& states_TH, const PackedLayou
   for (std::size_t b = 0; b + 1 < layout.cu_seqlens.size(); ++b) {
     UQA_CHECK(layout.cu_seqlens[b] < layout.cu_seqlens[b + 1], ErrorCode::kData, "adapter: sequence {} is empty, at least one interaction is required", b);
   }
-  auto mean_BH = SequenceMean::apply(states_TH, starts);
-  if (center_H_.defined()) mean_BH = at::mm(mean_BH - center_H_, whiten_HH_);
-  return up_proj_->forward(mean_BH).to(at::kFloat).unsqueeze(1);
+  const auto mean_BH = SequenceMean::apply(states_TH, starts);
+  return up_proj_->forward(inputs_of(mean_BH)).to(at::kFloat).unsqueeze(1);
 }
 
 }  // namespace uqa::models

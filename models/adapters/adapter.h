@@ -16,8 +16,12 @@ class LinearMeanAdapterImpl : public torch::nn::Module {
   /// encoder_hidden] (mean states of histories, S >= 2). Weights start as init_weights() does, scaled so that the soft tokens of `means`
   /// have the root mean square `rms`; the bias starts at 0. Encoder states share a large constant part and few dominant directions, so
   /// in their own coordinates the optimizer's steps move all users together. ZCA whitening (Bell and Sejnowski 1997); directions below
-  /// 1e-4 of the largest variance are not amplified further. Without spread in `means` this is init_weights().
+  /// 1e-2 of the largest variance are not amplified further. Without spread in `means` this is init_weights().
   void init_whitened(std::uint64_t seed, const Tensor& means_SH, double rms);
+  /// `means` [S, encoder_hidden] as up_proj sees them: centred and whitened after init_whitened(), else as they are; float32.
+  [[nodiscard]] Tensor inputs_of(const Tensor& means_SH) const;
+  /// Starts from `weight` [llm_hidden, encoder_hidden] on inputs_of(means), scaled as in init_whitened(); the bias becomes 0.
+  void start_from(const Tensor& weight_LH, const Tensor& means_SH, double rms);
   /// Weight [llm_hidden, encoder_hidden] and bias [llm_hidden] of the same map as one linear layer on plain means.
   [[nodiscard]] std::pair<Tensor, Tensor> folded() const;
   /// states [T, H] -> soft tokens [B, 1, llm_hidden], float32.

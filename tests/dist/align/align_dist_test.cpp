@@ -47,6 +47,9 @@ TEST_F(AlignDist, MeanStatesAreTheSameBits) {
 
 TEST_F(AlignDist, TrainingAndEvaluationAgreeWithOneRank) {
   auto config = test::world_config(setting_);
+  config.calibrate = true;
+  config.objective = "contrast";
+  config.adapter.init = "words";
   config.loop.optim.kind = "sgd";
   config.loop.optim.peak_lr = 0.05;
   const auto together = align(config, "together");

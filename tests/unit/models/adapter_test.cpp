@@ -30,8 +30,8 @@ TEST(LinearMeanAdapter, EqualsTheMeanOfLinearRowsWithItsGradients) {
 }
 
 TEST(LinearMeanAdapter, WhitenedTokensVaryEquallyInEveryDirectionAndFoldIntoOneLinearLayer) {
-  // Directions of size 10, 1 and 0.3 around a large common state.
-  const auto sizes_H = at::tensor({10.0f, 1.0f, 0.3f});
+  // Directions of size 10, 4 and 3 around a large common state.
+  const auto sizes_H = at::tensor({10.0f, 4.0f, 3.0f});
   const auto means = random_normal({400, 3}, 3, at::kFloat) * sizes_H + 20;
   LinearMeanAdapter adapter(3, 64);
   adapter->init_whitened(5, means, 0.1);
@@ -47,6 +47,23 @@ TEST(LinearMeanAdapter, WhitenedTokensVaryEquallyInEveryDirectionAndFoldIntoOneL
   // One standard deviation in any direction moves the token about equally far.
   const auto moves_H = (weight_LH * sizes_H).square().sum(0).sqrt();
   EXPECT_LT((moves_H.max() / moves_H.min()).item<double>(), 1.6);
+}
+
+TEST(LinearMeanAdapter, StartsFromAWeightOnWhitenedMeans) {
+  const auto means = random_normal({400, 3}, 3, at::kFloat) * at::tensor({10.0f, 1.0f, 0.5f}) + 20;
+  LinearMeanAdapter adapter(3, 8);
+  adapter->init_whitened(5, means, 0.1);
+  const auto x = adapter->inputs_of(means);
+  EXPECT_LT(testing::max_abs(x.mean(0)), 1e-3);
+  EXPECT_GT(at::mm(x.t(), x).diagonal().min().item<double>() / 400, 0.1);
+  const auto weight = random_normal({8, 3}, 4, at::kDouble);
+  adapter->start_from(weight, means, 0.2);
+  const auto [weight_LH, bias_L] = adapter->folded();
+  const auto soft = at::linear(means, weight_LH, bias_L);
+  EXPECT_NEAR(soft.square().mean().sqrt().item<double>(), 0.2, 1e-4);
+  const auto expected = at::mm(x, weight.to(at::kFloat).t());
+  EXPECT_LT(relative_error(soft / soft.norm(), expected / expected.norm()), 1e-4);
+  EXPECT_THROW(adapter->start_from(at::zeros({8, 3}), means, 0.2), Error);
 }
 
 TEST(LinearMeanAdapter, WhitenedStartOfEqualStatesIsThePlainOne) {

@@ -16,7 +16,7 @@ class AlignCompare : public ::testing::Test {
     std::string lines;
     for (std::size_t q = 0; q < correct.size(); ++q) {
       Prediction p{.question = fmt::format("q{}", q), .prediction = "A", .answer = correct[q] ? "A" : "B", .type = q % 4 < 2 ? "df" : "li",
-                   .user = static_cast<std::int64_t>(q) / 2, .id = first_id + static_cast<std::int64_t>(q), .letter_nats = {}, .text_nats = {}, .correct = {}};
+                   .user = static_cast<std::int64_t>(q) / 2, .id = first_id + static_cast<std::int64_t>(q), .letter_nats = {}, .text_nats = {}, .calibrated_nats = {}, .correct = {}};
       p.answer = "A";
       for (const Rule rule : kRules) p.correct[rule] = correct[q];
       lines += to_json(p).dump() + "\n";

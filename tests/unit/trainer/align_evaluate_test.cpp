@@ -94,6 +94,29 @@ TEST_F(AlignEvaluate, CountsAgreeWithThePredictionsFile) {
   EXPECT_EQ(to_json(stored), to_json(result));
 }
 
+TEST_F(AlignEvaluate, CalibratedScoresAreGainsOverThePromptAboutNobody) {
+  const auto soft = evaluate(config("soft")), none = evaluate(config("none"));
+  EXPECT_GT(soft.rules.at(Rule::kCalibrated).all.value(), 0.8);
+  EXPECT_EQ(none.rules.at(Rule::kCalibrated).all.correct, none.rules.at(Rule::kText).all.correct);
+  static_cast<void>(evaluate(config("text")));
+  const auto with_titles = predictions_of(config("text")), without = predictions_of(config("none"));
+  double largest = 0;
+  for (std::size_t i = 0; i < with_titles.size(); ++i) {
+    for (std::size_t o = 0; o < kNumOptions; ++o) {
+      EXPECT_NEAR(with_titles[i].calibrated_nats[o], with_titles[i].text_nats[o] - without[i].text_nats[o], 1e-5);
+      EXPECT_EQ(without[i].calibrated_nats[o], without[i].text_nats[o]);
+      largest = std::max(largest, std::abs(with_titles[i].calibrated_nats[o]));
+    }
+  }
+  EXPECT_GT(largest, 1e-2);
+  // Two users who are asked the same have one reference.
+  const auto predictions = predictions_of(config("soft"));
+  const auto& a = predictions[0];
+  const auto b = std::find_if(predictions.begin() + 1, predictions.end(), [&](const auto& p) { return p.question == a.question; });
+  ASSERT_NE(b, predictions.end());
+  for (std::size_t o = 0; o < kNumOptions; ++o) EXPECT_NEAR(a.text_nats[o] - a.calibrated_nats[o], b->text_nats[o] - b->calibrated_nats[o], 1e-5);
+}
+
 TEST_F(AlignEvaluate, ResultDoesNotDependOnBatchSize) {
   static_cast<void>(evaluate(config("soft")));
   const auto large = predictions_of(config("soft"));
@@ -108,6 +131,7 @@ TEST_F(AlignEvaluate, ResultDoesNotDependOnBatchSize) {
     for (std::size_t o = 0; o < kNumOptions; ++o) {
       EXPECT_NEAR(one[i].text_nats[o], large[i].text_nats[o], 1e-5);
       EXPECT_NEAR(one[i].letter_nats[o], large[i].letter_nats[o], 1e-5);
+      EXPECT_NEAR(one[i].calibrated_nats[o], large[i].calibrated_nats[o], 1e-5);
     }
   }
 }
@@ -134,7 +158,9 @@ TEST_F(AlignEvaluate, FreeFormQuestionsHaveTheFirstTokenRuleAlone) {
   const auto result = evaluate(free);
   EXPECT_EQ(result.rules.at(Rule::kFirstToken).all.n, 32);
   EXPECT_EQ(result.rules.at(Rule::kText).all.n, 1);
+  EXPECT_EQ(result.rules.at(Rule::kCalibrated).all.n, 1);
   EXPECT_TRUE(predictions_of(free)[1].text_nats.empty());
+  EXPECT_TRUE(predictions_of(free)[1].calibrated_nats.empty());
 }
 
 TEST_F(AlignEvaluate, RefusesAnEncoderThatChanged) {

@@ -81,7 +81,7 @@ TEST_F(Align, EveryObjectiveAndAnswerLowersItsLoss) {
       auto config = world_config(world_);
       config.objective = objective;
       config.answer = answer;
-      config.loop.train.epochs = 3;
+      config.loop.train.epochs = 6;
       const std::string name = std::string(objective) + answer;
       static_cast<void>(train(config, name));
       const auto losses = records(name, "loss_nats");
@@ -117,11 +117,61 @@ TEST_F(Align, ContrastAddsTheUsersWhoAreAskedTheSame) {
   EXPECT_NEAR(loss_of(contrast), (loss_of(choice) + users) / 2, 1e-5);
 }
 
+TEST_F(Align, CalibratedScoresOfEqualUsersAreZero) {
+  // With one state for all, everybody is the average user: no option gains anything, whatever the LLM likes.
+  auto config = world_config(world_);
+  config.validation_fraction = 0;
+  config.calibrate = true;
+  const auto weights = world_.encoder_run / "model.safetensors";
+  auto tensors = models::load_tensors(weights);
+  AlignTask task(config, one_rank());
+  EXPECT_GT(std::abs(loss_of(task) - std::log(4)), 1e-3);
+  for (auto& [name, tensor] : tensors) tensor = at::zeros_like(tensor);
+  models::save_tensors(weights, tensors);
+  AlignTask equal(config, one_rank());
+  EXPECT_NEAR(loss_of(equal), std::log(4), 1e-5);
+  config.calibrate = false;
+  AlignTask plain(config, one_rank());
+  EXPECT_GT(std::abs(loss_of(plain) - std::log(4)), 1e-3);
+}
+
+TEST_F(Align, CalibratedTrainingLearnsWhatOnlyTheUserDecides) {
+  for (const char* init : {"whitened", "words"}) {
+    auto config = world_config(world_);
+    config.calibrate = true;
+    config.objective = "contrast";
+    config.adapter.init = init;
+    config.loop.train.epochs = 12;
+    const auto result = train(config, init);
+    EXPECT_GT(result["best_valid_metric"].get<double>(), 0.8) << init;
+    const auto aligned = load_aligned(dir_.path() / init);
+    EXPECT_EQ(aligned.average_user_1L.sizes(), at::IntArrayRef({1, aligned.llm->config().hidden}));
+  }
+}
+
+TEST_F(Align, RefusesACalibrationWithoutAnAverageUser) {
+  auto config = world_config(world_);
+  config.calibrate = true;
+  config.prompt = "none";
+  EXPECT_UQA_ERROR(config.validate(), ErrorCode::kConfig, "calibrate = true with prompt = none");
+  config.prompt = "soft";
+  config.freeze = "llm";
+  EXPECT_UQA_ERROR(config.validate(), ErrorCode::kConfig, "a frozen encoder");
+  config.freeze = "encoder,llm";
+  config.objective = "lm";
+  EXPECT_UQA_ERROR(config.validate(), ErrorCode::kConfig, "objective choice or contrast");
+  config.calibrate = false;
+  config.adapter.init = "words";
+  EXPECT_UQA_ERROR(config.validate(), ErrorCode::kConfig, "adapter.init = words");
+}
+
 TEST_F(Align, LossDoesNotDependOnHowABatchIsCut) {
   auto config = world_config(world_);
   config.objective = "contrast";
+  config.calibrate = true;
   AlignTask whole(config, one_rank());
   config.loop.batch.micro_users = 3;
+  config.micro_rows = 100000;
   AlignTask by_count(config, one_rank());
   config.loop.batch.micro_users = 0;
   config.micro_rows = 400;

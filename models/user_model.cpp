@@ -1,9 +1,13 @@
 #include "models/user_model.h"
 
 #include <algorithm>
+#include <array>
 #include <set>
 
 #include "core/error.h"
+#include "models/encoders/gru4rec.h"
+#include "models/encoders/hstu.h"
+#include "models/encoders/mamba2.h"
 #include "models/encoders/sasrec.h"
 #include "models/encoders/trm_plus.h"
 #include "models/init.h"
@@ -14,7 +18,7 @@
 namespace uqa::models {
 namespace {
 
-constexpr const char* kKnownEncoders = "sasrec or trm_plus";
+constexpr const char* kKnownEncoders = "sasrec, hstu, gru4rec, mamba2 or trm_plus";
 
 void require_positive(const char* field, std::int64_t value) {
   UQA_CHECK(value > 0, ErrorCode::kConfig, "model.{} = {}, must be > 0", field, value);
@@ -32,14 +36,35 @@ struct Names : torch::nn::Module {};
 }  // namespace
 
 void UserModelConfig::validate() const {
-  UQA_CHECK(encoder == "sasrec" || encoder == "trm_plus", ErrorCode::kConfig, "encoder = {}, must be {}", encoder, kKnownEncoders);
+  constexpr std::array kEncoders{"sasrec", "hstu", "gru4rec", "mamba2", "trm_plus"};
+  UQA_CHECK(std::ranges::find(kEncoders, encoder) != kEncoders.end(), ErrorCode::kConfig, "encoder = {}, must be {}", encoder, kKnownEncoders);
   require_positive("hidden", hidden);
   require_positive("num_layers", num_layers);
   require_positive("num_heads", num_heads);
-  UQA_CHECK(hidden % num_heads == 0, ErrorCode::kConfig, "model.hidden = {}, must be divisible by model.num_heads = {}; change one of them", hidden,
+  const bool splits_width = encoder == "sasrec" || encoder == "trm_plus" || (encoder == "hstu" && (hstu.linear_dim == 0 || hstu.attention_dim == 0));
+  UQA_CHECK(!splits_width || hidden % num_heads == 0, ErrorCode::kConfig, "model.hidden = {}, must be divisible by model.num_heads = {}; change one of them", hidden,
             num_heads);
   UQA_CHECK(encoder != "trm_plus" || hidden / num_heads % 2 == 0, ErrorCode::kConfig,
             "model.hidden / model.num_heads = {}, must be even for the rotary positions of trm_plus; change one of them", hidden / num_heads);
+  UQA_CHECK(hstu.linear_dim >= 0, ErrorCode::kConfig, "model.hstu.linear_dim = {}, must be >= 0 (0: hidden / num_heads)", hstu.linear_dim);
+  UQA_CHECK(hstu.attention_dim >= 0, ErrorCode::kConfig, "model.hstu.attention_dim = {}, must be >= 0 (0: hidden / num_heads)", hstu.attention_dim);
+  UQA_CHECK(hstu.norm == "max_len" || hstu.norm == "true_len", ErrorCode::kConfig, "model.hstu.norm = {}, must be max_len or true_len", hstu.norm);
+  UQA_CHECK(hstu.bias == "none" || hstu.bias == "position" || hstu.bias == "position_time", ErrorCode::kConfig,
+            "model.hstu.bias = {}, must be none, position or position_time", hstu.bias);
+  require_positive("mamba2.head_dim", mamba2.head_dim);
+  require_positive("mamba2.state_size", mamba2.state_size);
+  require_positive("mamba2.expand", mamba2.expand);
+  require_positive("mamba2.conv_kernel", mamba2.conv_kernel);
+  require_positive("mamba2.num_groups", mamba2.num_groups);
+  require_positive("mamba2.chunk", mamba2.chunk);
+  if (encoder == "mamba2") {
+    const auto inner_width = mamba2.expand * hidden;
+    UQA_CHECK(inner_width % mamba2.head_dim == 0, ErrorCode::kConfig,
+              "model.mamba2.head_dim = {}, must divide mamba2.expand * hidden = {}; change one of them", mamba2.head_dim, inner_width);
+    UQA_CHECK(inner_width / mamba2.head_dim % mamba2.num_groups == 0, ErrorCode::kConfig,
+              "model.mamba2.num_groups = {}, must divide the {} heads (expand * hidden / head_dim); change one of them", mamba2.num_groups,
+              inner_width / mamba2.head_dim);
+  }
   UQA_CHECK(inner >= 0, ErrorCode::kConfig, "model.inner = {}, must be >= 0", inner);
   require_positive("ffn_multiple_of", ffn_multiple_of);
   require_positive("max_len", max_len);
@@ -79,12 +104,16 @@ std::int64_t UserModelConfig::item_dim() const { return table(features.front().t
 std::int64_t UserModelConfig::resolved_inner() const {
   if (inner > 0) return inner;
   if (encoder == "sasrec") return 4 * hidden;
+  if (encoder == "gru4rec") return 2 * hidden;
   const auto width = 8 * hidden / 3;
   return (width + ffn_multiple_of - 1) / ffn_multiple_of * ffn_multiple_of;
 }
 
 std::shared_ptr<EncoderImpl> make_encoder(const UserModelConfig& config) {
   if (config.encoder == "sasrec") return std::make_shared<SasrecImpl>(config);
+  if (config.encoder == "hstu") return std::make_shared<HstuImpl>(config);
+  if (config.encoder == "gru4rec") return std::make_shared<Gru4RecImpl>(config);
+  if (config.encoder == "mamba2") return std::make_shared<Mamba2Impl>(config);
   if (config.encoder == "trm_plus") return std::make_shared<TrmPlusImpl>(config);
   UQA_FAIL(ErrorCode::kConfig, "encoder = {}, must be {}", config.encoder, kKnownEncoders);
 }

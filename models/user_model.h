@@ -23,21 +23,41 @@ struct FeatureConfig {
   std::string table;  ///< tables may be shared by several features
 };
 
+/// What only HSTU has.
+struct HstuConfig {
+  std::int64_t linear_dim = 0;     ///< width of u and v per head; 0: hidden / num_heads
+  std::int64_t attention_dim = 0;  ///< width of q and k per head; 0: hidden / num_heads
+  std::string norm = "true_len";   ///< attention weights are divided by model.max_len ("max_len", the reference) or by the history's length ("true_len")
+  std::string bias = "none";       ///< relative bias of the attention: "none" (in effect the reference's), "position", or "position_time"
+};
+
+/// What only Mamba2 has.
+struct Mamba2Config {
+  std::int64_t head_dim = 64;      ///< width of one head; > 0, divides expand * hidden
+  std::int64_t state_size = 128;   ///< > 0
+  std::int64_t expand = 2;         ///< inner width / hidden; > 0
+  std::int64_t conv_kernel = 4;    ///< taps of the causal convolution; > 0
+  std::int64_t num_groups = 1;     ///< groups of heads that share B and C; > 0, divides the number of heads
+  std::int64_t chunk = 64;         ///< rows that are computed together; > 0; changes speed and rounding only
+};
+
 /// Everything that fixes the structure of a user encoder.
 struct UserModelConfig {
-  std::string encoder = "trm_plus";    ///< "sasrec" or "trm_plus"
+  std::string encoder = "trm_plus";    ///< "sasrec", "hstu", "gru4rec", "mamba2" or "trm_plus"
   std::vector<TableConfig> tables;
   std::vector<FeatureConfig> features; ///< in concatenation order; the first one's table is also the output head
   std::int64_t hidden = 64;            ///< backbone width; > 0, divisible by num_heads
   std::int64_t num_layers = 2;         ///< > 0
   std::int64_t num_heads = 2;          ///< > 0
-  std::int64_t inner = 0;              ///< FFN or GLU width; 0: the encoder's own rule (sasrec 4 * hidden; trm_plus 8/3 * hidden rounded up to ffn_multiple_of)
+  std::int64_t inner = 0;              ///< FFN, GLU or GRU width; 0: the encoder's own rule (sasrec 4 * hidden; gru4rec 2 * hidden; trm_plus 8/3 * hidden rounded up to ffn_multiple_of)
   std::int64_t ffn_multiple_of = 256;  ///< trm_plus rounding; > 0
   std::int64_t max_len = 200;          ///< longest history; > 0; sasrec has that many learned positions
   double norm_eps = 1e-5;
   double rope_base = 10000;
   double dropout = 0.2;                ///< hidden dropout; in [0, 0.999]
   double attention_dropout = 0.2;      ///< in [0, 0.999]
+  HstuConfig hstu;
+  Mamba2Config mamba2;
   void validate() const;               ///< Error(kConfig) naming the field
   [[nodiscard]] const TableConfig& table(const std::string& table_name) const;  ///< Error(kConfig) if absent
   [[nodiscard]] std::int64_t feature_width() const;   ///< sum of the features' table widths: input of proj1

@@ -38,6 +38,10 @@ PackedBatch pack(const Dataset& data, const std::vector<Span>& spans, const std:
       for (const std::int64_t offset : source.subspan(1)) column.offsets.push_back(offset + shift);
     }
   }
+  for (const auto& span : spans) {
+    const auto seconds = data.timestamps(span.user, span.begin, span.end - (next ? 1 : 0));
+    batch.timestamps.insert(batch.timestamps.end(), seconds.begin(), seconds.end());
+  }
   if (next) {
     batch.targets.reserve(num_rows);
     for (const auto& span : spans) {

@@ -28,6 +28,7 @@ struct PackedBatch {
   std::vector<std::int64_t> users;          ///< [B]
   std::vector<std::int64_t> sample_ids;     ///< [B] position of the sample in the epoch-independent list: keys dropout
   std::vector<FeatureColumn> features;      ///< one per schema feature, in schema order
+  std::vector<std::int64_t> timestamps;     ///< [T] seconds; empty where the data set has none
   std::vector<std::int64_t> targets;        ///< [T] next item id, or -1 where there is none to learn; empty if not asked for
   [[nodiscard]] std::int64_t num_spans() const { return static_cast<std::int64_t>(users.size()); }
   [[nodiscard]] std::int64_t num_interactions() const { return cu_seqlens.back(); }

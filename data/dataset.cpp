@@ -123,10 +123,15 @@ std::span<const std::int64_t> Dataset::offsets(std::size_t feature, std::int64_t
   return rows.shard->features[feature].offsets.subspan(rows.begin, rows.end - rows.begin + 1);
 }
 
+std::span<const std::int64_t> Dataset::timestamps(std::int64_t user, std::int64_t begin, std::int64_t end) const {
+  const auto rows = impl_->rows(user, begin, end);
+  if (!impl_->manifest.has_timestamps) return {};
+  return rows.shard->timestamps.subspan(rows.begin, rows.end - rows.begin);
+}
+
 std::optional<std::int64_t> Dataset::timestamp(std::int64_t user, std::int64_t t) const {
-  const auto rows = impl_->rows(user, t, t + 1);
-  if (!impl_->manifest.has_timestamps) return std::nullopt;
-  return rows.shard->timestamps[rows.begin];
+  const auto one = timestamps(user, t, t + 1);
+  return one.empty() ? std::nullopt : std::optional(one.front());
 }
 
 }  // namespace uqa::data

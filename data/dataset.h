@@ -66,6 +66,8 @@ class Dataset {
   [[nodiscard]] std::span<const std::int32_t> values(std::size_t feature, std::int64_t user, std::int64_t begin, std::int64_t end) const;
   /// For a multi-valued feature: end - begin + 1 offsets (absolute within the shard) delimiting values(); empty for single-valued.
   [[nodiscard]] std::span<const std::int64_t> offsets(std::size_t feature, std::int64_t user, std::int64_t begin, std::int64_t end) const;
+  /// Seconds since the epoch of interactions [begin, end); empty if the source had none.
+  [[nodiscard]] std::span<const std::int64_t> timestamps(std::int64_t user, std::int64_t begin, std::int64_t end) const;
   /// Seconds since the epoch of interaction t, if the source had them.
   [[nodiscard]] std::optional<std::int64_t> timestamp(std::int64_t user, std::int64_t t) const;
   /// Digest of the content: equal for the same input and schema whatever the number of shards and ranks.

@@ -42,17 +42,27 @@ void bind(OptionSet& options, trainer::LoopConfig& config) {
 }
 
 void bind(OptionSet& options, trainer::UserModelSettings& s) {
-  options.add("encoder", &s.encoder, "sasrec or trm_plus");
+  options.add("encoder", &s.encoder, "sasrec, hstu, gru4rec, mamba2 or trm_plus");
   options.add("model.hidden", &s.hidden, "backbone width (> 0, divisible by model.num_heads)");
   options.add("model.num_layers", &s.num_layers, "> 0");
   options.add("model.num_heads", &s.num_heads, "> 0");
-  options.add("model.inner", &s.inner, "FFN (sasrec) or GLU (trm_plus) width; 0: the encoder's own rule");
+  options.add("model.inner", &s.inner, "FFN (sasrec), GRU (gru4rec) or GLU (trm_plus) width; 0: the encoder's own rule");
   options.add("model.ffn_multiple_of", &s.ffn_multiple_of, "trm_plus rounds its own GLU width up to this (> 0)");
   options.add("model.max_len", &s.max_len, "most recent interactions used (> 0)");
   options.add("model.norm_eps", &s.norm_eps, "> 0");
   options.add("model.rope_base", &s.rope_base, "> 0");
   options.add("model.dropout", &s.dropout, "hidden dropout, in [0, 1)");
   options.add("model.attention_dropout", &s.attention_dropout, "in [0, 1)");
+  options.add("model.hstu.linear_dim", &s.hstu.linear_dim, "hstu: width of u and v per head; 0: hidden / num_heads");
+  options.add("model.hstu.attention_dim", &s.hstu.attention_dim, "hstu: width of q and k per head; 0: hidden / num_heads");
+  options.add("model.hstu.norm", &s.hstu.norm, "hstu: attention weights are divided by max_len (the reference) or by the history's true_len");
+  options.add("model.hstu.bias", &s.hstu.bias, "hstu: relative attention bias: none (in effect the reference's), position, or position_time");
+  options.add("model.mamba2.head_dim", &s.mamba2.head_dim, "mamba2: width of one head; divides expand * hidden");
+  options.add("model.mamba2.state_size", &s.mamba2.state_size, "mamba2: > 0");
+  options.add("model.mamba2.expand", &s.mamba2.expand, "mamba2: inner width / hidden (> 0)");
+  options.add("model.mamba2.conv_kernel", &s.mamba2.conv_kernel, "mamba2: taps of the causal convolution (> 0)");
+  options.add("model.mamba2.num_groups", &s.mamba2.num_groups, "mamba2: groups of heads that share B and C (> 0)");
+  options.add("model.mamba2.chunk", &s.mamba2.chunk, "mamba2: rows of a history that are computed together; changes speed and rounding only (> 0)");
   options.add("model.item_dim", &s.item_dim, "width of the item table (> 0)");
   options.add("model.feature_dim", &s.feature_dim, "width of every other table (> 0)");
   options.add("model.dims", &s.dims, "widths of single tables, for example brand=32,shop=32");

@@ -1,25 +1,64 @@
 #include "models/cost.h"
 
+#include <algorithm>
+
 #include "core/error.h"
 
 namespace uqa::models {
 namespace {
 
-/// Weights of one layer's matrices, without biases and norms.
-std::int64_t layer_matrix_weights(const UserModelConfig& config) {
-  const auto attention = 4 * config.hidden * config.hidden;
-  const auto num_mlp_matrices = config.encoder == "sasrec" ? 2 : 3;
-  return attention + num_mlp_matrices * config.hidden * config.resolved_inner();
+/// One layer of a backbone, or the part outside all layers.
+struct Part {
+  std::int64_t matrices = 0;  ///< weights of matrices: one multiply-add a row each
+  std::int64_t others = 0;    ///< biases, norms, convolution taps, and what stands for positions
+};
+
+Part layer_of(const UserModelConfig& config, std::int64_t index) {
+  const auto h = config.hidden, inner = config.resolved_inner();
+  if (config.encoder == "sasrec") return {.matrices = 4 * h * h + 2 * h * inner, .others = 3 * h + h + inner + h + 4 * h};
+  if (config.encoder == "trm_plus") return {.matrices = 4 * h * h + 3 * h * inner, .others = 2 * h};
+  if (config.encoder == "hstu") {
+    const auto v = config.num_heads * config.hstu_linear_dim(), q = config.num_heads * config.hstu_attention_dim();
+    return {.matrices = h * 2 * (v + q) + v * h, .others = h + (2 * config.max_len - 1) + kHstuTimeBuckets};
+  }
+  if (config.encoder == "gru4rec") return {.matrices = 3 * inner * ((index == 0 ? h : inner) + inner), .others = 0};
+  if (config.encoder == "mamba2") {
+    const auto& m = config.mamba2;
+    const auto width = m.expand * h, heads = width / m.head_dim, mixed = width + 2 * m.num_groups * m.state_size;
+    return {.matrices = h * (width + mixed + heads) + width * h, .others = mixed * (m.conv_kernel + 1) + 3 * heads + width + h};
+  }
+  UQA_FAIL(ErrorCode::kConfig, "encoder = {}, its parameters are not known; must be {}", config.encoder, kKnownEncoders);
 }
 
-std::int64_t backbone_parameters(const UserModelConfig& config) {
+Part outside_layers(const UserModelConfig& config) {
   const auto h = config.hidden;
-  if (config.encoder == "sasrec") {
-    const auto biases = 3 * h + h + config.resolved_inner() + h, norms = 4 * h;
-    return config.max_len * h + config.num_layers * (layer_matrix_weights(config) + biases + norms) + 2 * h;
+  if (config.encoder == "sasrec") return {.matrices = 0, .others = config.max_len * h + 2 * h};
+  if (config.encoder == "gru4rec") return {.matrices = config.resolved_inner() * h, .others = h + 2 * h};
+  return {};
+}
+
+Part whole_backbone(const UserModelConfig& config) {
+  Part sum = outside_layers(config);
+  for (std::int64_t i = 0; i < config.num_layers; ++i) {
+    const Part layer = layer_of(config, i);
+    sum.matrices += layer.matrices;
+    sum.others += layer.others;
   }
-  if (config.encoder == "trm_plus") return config.num_layers * (layer_matrix_weights(config) + 2 * h);
-  UQA_FAIL(ErrorCode::kConfig, "encoder = {}, its parameters are not known; must be sasrec or trm_plus", config.encoder);
+  return sum;
+}
+
+/// Multiply-adds of one layer and row that mix positions, in a history of mean length `length`.
+double mixing(const UserModelConfig& config, double length) {
+  const double visible = (length + 1) / 2;
+  if (config.encoder == "gru4rec") return 0;  // its recurrence is among the matrices
+  if (config.encoder == "hstu") return static_cast<double>(config.num_heads * (config.hstu_linear_dim() + config.hstu_attention_dim())) * visible;
+  if (config.encoder == "mamba2") {
+    const auto& m = config.mamba2;
+    const auto width = static_cast<double>(m.expand * config.hidden), state = static_cast<double>(m.state_size);
+    const double in_chunk = (std::min(length, static_cast<double>(m.chunk)) + 1) / 2;
+    return (static_cast<double>(m.num_groups) * state + width) * in_chunk + 2 * state * width;
+  }
+  return 2 * static_cast<double>(config.hidden) * visible;
 }
 
 }  // namespace
@@ -28,7 +67,8 @@ ParameterCounts count_parameters(const UserModelConfig& config) {
   ParameterCounts counts;
   for (const auto& table : config.tables) counts.tables += table.rows * table.dim;
   counts.projections = (config.feature_width() + 1) * config.hidden + (config.hidden + 1) * config.item_dim();
-  counts.backbone = backbone_parameters(config);
+  const Part backbone = whole_backbone(config);
+  counts.backbone = backbone.matrices + backbone.others;
   return counts;
 }
 
@@ -40,8 +80,8 @@ FlopCounts forward_flops(const UserModelConfig& config, double num_interactions,
   const auto num_items = static_cast<double>(config.table(config.features.front().table).rows);
   FlopCounts flops;
   flops.projections = 2 * hidden * (static_cast<double>(config.feature_width()) * num_interactions + item_dim * num_labels);
-  flops.backbone = 2 * layers * static_cast<double>(layer_matrix_weights(config)) * num_interactions;
-  flops.attention = 2 * 2 * layers * hidden * (mean_length + 1) / 2 * num_interactions;
+  flops.backbone = 2 * static_cast<double>(whole_backbone(config).matrices) * num_interactions;
+  flops.attention = 2 * layers * mixing(config, mean_length) * num_interactions;
   flops.item_softmax = 2 * item_dim * num_items * num_labels;
   return flops;
 }

@@ -22,14 +22,14 @@ struct ParameterCounts {
 
 /// Stored beside every FLOP figure.
 inline constexpr const char* kFlopsConvention =
-    "2 per multiply-add of matrix products only; causal attention counts visible keys, (length + 1) / 2 on average; item softmax at labelled "
+    "2 per multiply-add of matrix products only; causal attention counts visible keys, (length + 1) / 2 on average; a state-space scan counts the keys of its chunk and its states; item softmax at labelled "
     "positions; training = 3 x forward, recomputation not counted";
 
 /// Forward operations by module.
 struct FlopCounts {
   double projections = 0;   ///< proj1, proj2
   double backbone = 0;      ///< linear layers of the encoder
-  double attention = 0;     ///< q k^T and p v
+  double attention = 0;     ///< what mixes positions: q k^T and p v, or the chunks and states of a scan (a GRU: 0, its recurrence is among its matrices)
   double item_softmax = 0;  ///< hiddens x item table
   [[nodiscard]] double without_softmax() const { return projections + backbone + attention; }
   [[nodiscard]] double total() const { return without_softmax() + item_softmax; }

@@ -22,6 +22,7 @@ struct AttentionBlock {
 struct PackedLayout {
   std::vector<std::int64_t> cu_seqlens{0};   ///< [B + 1], starts at 0, ends at T
   std::vector<std::int64_t> sample_ids;      ///< [B] global sample ids: key dropout
+  std::vector<std::int64_t> timestamps;      ///< [T] seconds; empty: none
   [[nodiscard]] std::int64_t num_sequences() const { return static_cast<std::int64_t>(cu_seqlens.size()) - 1; }
   [[nodiscard]] std::int64_t num_rows() const { return cu_seqlens.back(); }
   [[nodiscard]] std::vector<AttentionBlock> causal_blocks() const;

@@ -18,8 +18,6 @@
 namespace uqa::models {
 namespace {
 
-constexpr const char* kKnownEncoders = "sasrec, hstu, gru4rec, mamba2 or trm_plus";
-
 void require_positive(const char* field, std::int64_t value) {
   UQA_CHECK(value > 0, ErrorCode::kConfig, "model.{} = {}, must be > 0", field, value);
 }

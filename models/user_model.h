@@ -23,6 +23,11 @@ struct FeatureConfig {
   std::string table;  ///< tables may be shared by several features
 };
 
+/// As messages list them.
+inline constexpr const char* kKnownEncoders = "sasrec, hstu, gru4rec, mamba2 or trm_plus";
+
+inline constexpr std::int64_t kHstuTimeBuckets = 129;  ///< of HSTU's relative time bias
+
 /// What only HSTU has.
 struct HstuConfig {
   std::int64_t linear_dim = 0;     ///< width of u and v per head; 0: hidden / num_heads
@@ -62,6 +67,8 @@ struct UserModelConfig {
   [[nodiscard]] const TableConfig& table(const std::string& table_name) const;  ///< Error(kConfig) if absent
   [[nodiscard]] std::int64_t feature_width() const;   ///< sum of the features' table widths: input of proj1
   [[nodiscard]] std::int64_t item_dim() const;        ///< width of the first feature's table: output of proj2
+  [[nodiscard]] std::int64_t hstu_linear_dim() const { return hstu.linear_dim > 0 ? hstu.linear_dim : hidden / num_heads; }
+  [[nodiscard]] std::int64_t hstu_attention_dim() const { return hstu.attention_dim > 0 ? hstu.attention_dim : hidden / num_heads; }
   [[nodiscard]] std::int64_t resolved_inner() const;  ///< `inner`, or the encoder's own rule where it is 0
 };
 

@@ -45,6 +45,8 @@ PretrainTask::PretrainTask(PretrainConfig config) : impl_(std::make_unique<Impl>
   s.data = data::Dataset::open(s.config.data, s.config.read == "map" ? data::ReadMode::kMap : data::ReadMode::kRead);
   s.splits = data::make_splits(s.data, data::parse_split(s.config.split), s.config.model.max_len);
   s.model_config = resolve(s.config.model, s.data.schema());
+  UQA_CHECK(s.model_config.encoder != "hstu" || s.model_config.hstu.bias != "position_time" || !s.data.timestamps(0, 0, 1).empty(), ErrorCode::kConfig,
+            "model.hstu.bias = position_time, but data {} has no timestamps; choose --model.hstu.bias position or none, or import a log with times", s.config.data);
   s.model = models::UserModel(s.model_config);
   s.model->init_weights(static_cast<std::uint64_t>(s.config.loop.train.seed));
   double rows = 0;
@@ -137,6 +139,11 @@ std::vector<std::string> PretrainTask::deviations() const {
       "evaluation counts every user once and sums over ranks, ties count half; the reference repeats tail users and averages the means of its ranks",
   };
   if (s.config.model.encoder == "sasrec") list.emplace_back("every layer has initial weights of its own; the reference starts all attention layers with the same tensor");
+  const auto& model = s.config.model;
+  if (model.encoder == "hstu" && model.hstu.norm != "max_len") list.emplace_back("attention weights are divided by the history's own length; the reference divides by max_len");
+  if (model.encoder == "hstu" && model.hstu.bias != "none") {
+    list.push_back(fmt::format("the relative attention bias ({}) is on; the reference's never runs, because no timestamps reach it", model.hstu.bias));
+  }
   if (s.config.preset != "faithful") {
     list.push_back(fmt::format("sizes and optimizer are this run's: hidden {}, {} layers, {} heads, max_len {}, item width {}, dropout {} / {} (attention), "
                                "learning rate {}, split {}; `--preset faithful` gives the published ones",

@@ -41,11 +41,11 @@ struct LoadedUserModel {
 
 /// Model settings as a user gives them; tables and features come from the data set's schema.
 struct UserModelSettings {
-  std::string encoder = "trm_plus";  ///< "sasrec" or "trm_plus"
+  std::string encoder = "trm_plus";  ///< "sasrec", "hstu", "gru4rec", "mamba2" or "trm_plus"
   std::int64_t hidden = 64;          ///< backbone width; > 0, divisible by num_heads
   std::int64_t num_layers = 2;       ///< > 0
   std::int64_t num_heads = 2;        ///< > 0
-  std::int64_t inner = 0;            ///< FFN or GLU width; 0: the encoder's own rule
+  std::int64_t inner = 0;            ///< FFN, GLU or GRU width; 0: the encoder's own rule
   std::int64_t ffn_multiple_of = 256;///< trm_plus rounding of that rule; > 0
   std::int64_t max_len = 200;        ///< most recent interactions used; > 0
   double norm_eps = 1e-5;            ///< > 0
@@ -54,6 +54,8 @@ struct UserModelSettings {
   double attention_dropout = 0.2;    ///< in [0, 1)
   std::int64_t item_dim = 64;        ///< width of the item table; > 0
   std::int64_t feature_dim = 16;     ///< width of every other table; > 0
+  models::HstuConfig hstu;
+  models::Mamba2Config mamba2;
   std::string dims = "";             ///< widths of single tables: "brand=32,shop=32"
 };
 

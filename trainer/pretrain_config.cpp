@@ -62,16 +62,21 @@ PretrainConfig pretrain_preset(const std::string& preset, const std::string& enc
   config.preset = preset;
   config.model.encoder = encoder;
   if (preset == "default") return config;
-  require_one_of("encoder", encoder, {"sasrec", "trm_plus"});
+  require_one_of("encoder", encoder, {"sasrec", "hstu", "gru4rec", "mamba2", "trm_plus"});
   // reference: run_pretrain_ddp.py's script values and the published encoder settings
-  const bool sasrec = encoder == "sasrec";
   config.split = "ratio:0.9";
   config.model.hidden = 512;
-  config.model.num_layers = sasrec ? 6 : 4;
-  config.model.num_heads = sasrec ? 8 : 4;
-  config.model.inner = 1536;
+  config.model.num_layers = 4;
+  config.model.num_heads = 4;
+  if (encoder == "sasrec") config.model.num_layers = 6;
+  if (encoder == "gru4rec") config.model.num_layers = 2;
+  if (encoder == "sasrec" || encoder == "hstu") config.model.num_heads = 8;
+  if (encoder == "sasrec" || encoder == "trm_plus") config.model.inner = 1536;
+  if (encoder == "gru4rec") config.model.inner = 1024;
+  if (encoder == "hstu") config.model.hstu = {.linear_dim = 256, .attention_dim = 256, .norm = "max_len", .bias = "none"};
   config.model.max_len = 512;
-  config.model.dropout = config.model.attention_dropout = 0.1;
+  config.model.dropout = encoder == "mamba2" ? 0 : 0.1;
+  config.model.attention_dropout = encoder == "sasrec" || encoder == "trm_plus" ? 0.1 : 0;
   config.model.item_dim = 128;
   config.model.feature_dim = 64;
   config.loop.train.epochs = 3;
@@ -105,6 +110,8 @@ models::UserModelConfig resolve(const UserModelSettings& settings, const data::S
   config.rope_base = settings.rope_base;
   config.dropout = settings.dropout;
   config.attention_dropout = settings.attention_dropout;
+  config.hstu = settings.hstu;
+  config.mamba2 = settings.mamba2;
   config.validate();
   return config;
 }

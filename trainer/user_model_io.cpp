@@ -17,7 +17,7 @@ Tensor wrap(const std::vector<std::int64_t>& values, const std::shared_ptr<const
 
 models::UserBatch wrap_user_batch(const std::shared_ptr<const data::PackedBatch>& batch) {
   models::UserBatch result;
-  result.layout = {.cu_seqlens = batch->cu_seqlens, .sample_ids = batch->sample_ids};
+  result.layout = {.cu_seqlens = batch->cu_seqlens, .sample_ids = batch->sample_ids, .timestamps = batch->timestamps};
   for (const auto& column : batch->features) {
     result.features.push_back({.values = wrap(column.values, batch), .offsets = column.offsets.empty() ? Tensor() : wrap(column.offsets, batch)});
   }
@@ -30,7 +30,7 @@ Json to_json(const models::UserModelConfig& config) {
   Json tables = Json::array(), features = Json::array();
   for (const auto& table : config.tables) tables.push_back({{"name", table.name}, {"rows", table.rows}, {"dim", table.dim}});
   for (const auto& feature : config.features) features.push_back({{"name", feature.name}, {"table", feature.table}});
-  return {{"encoder", config.encoder},
+  Json json{{"encoder", config.encoder},
           {"tables", tables},
           {"features", features},
           {"hidden", config.hidden},
@@ -43,6 +43,15 @@ Json to_json(const models::UserModelConfig& config) {
           {"rope_base", config.rope_base},
           {"dropout", config.dropout},
           {"attention_dropout", config.attention_dropout}};
+  if (config.encoder == "hstu") {
+    json["hstu"] = {{"linear_dim", config.hstu.linear_dim}, {"attention_dim", config.hstu.attention_dim}, {"norm", config.hstu.norm}, {"bias", config.hstu.bias}};
+  }
+  if (config.encoder == "mamba2") {
+    const auto& m = config.mamba2;
+    json["mamba2"] = {{"head_dim", m.head_dim}, {"state_size", m.state_size}, {"expand", m.expand}, {"conv_kernel", m.conv_kernel},
+                      {"num_groups", m.num_groups}, {"chunk", m.chunk}};
+  }
+  return json;
 }
 
 models::UserModelConfig user_model_config_from_json(const Json& json, const std::string& what) {
@@ -66,6 +75,22 @@ models::UserModelConfig user_model_config_from_json(const Json& json, const std:
   config.rope_base = get<double>(json, "rope_base", what);
   config.dropout = get<double>(json, "dropout", what);
   config.attention_dropout = get<double>(json, "attention_dropout", what);
+  if (config.encoder == "hstu") {
+    const auto hstu = get<Json>(json, "hstu", what);
+    config.hstu = {.linear_dim = get<std::int64_t>(hstu, "linear_dim", what),
+                   .attention_dim = get<std::int64_t>(hstu, "attention_dim", what),
+                   .norm = get<std::string>(hstu, "norm", what),
+                   .bias = get<std::string>(hstu, "bias", what)};
+  }
+  if (config.encoder == "mamba2") {
+    const auto mamba2 = get<Json>(json, "mamba2", what);
+    config.mamba2 = {.head_dim = get<std::int64_t>(mamba2, "head_dim", what),
+                     .state_size = get<std::int64_t>(mamba2, "state_size", what),
+                     .expand = get<std::int64_t>(mamba2, "expand", what),
+                     .conv_kernel = get<std::int64_t>(mamba2, "conv_kernel", what),
+                     .num_groups = get<std::int64_t>(mamba2, "num_groups", what),
+                     .chunk = get<std::int64_t>(mamba2, "chunk", what)};
+  }
   config.validate();
   return config;
 }

@@ -1,6 +1,7 @@
 #include "core/text.h"
 
 #include <algorithm>
+#include <array>
 #include <charconv>
 #include <cmath>
 
@@ -71,6 +72,17 @@ std::optional<long long> parse_int(std::string_view text) {
   const auto real = parse_double(text);
   if (real && *real == std::floor(*real) && std::abs(*real) < 9e15) return static_cast<long long>(*real);
   return std::nullopt;
+}
+
+std::string bytes_text(std::int64_t bytes) {
+  constexpr std::array kUnits{"B", "KiB", "MiB", "GiB", "TiB"};
+  auto value = static_cast<double>(bytes);
+  std::size_t unit = 0;
+  while (value >= 1024 && unit + 1 < kUnits.size()) {
+    value /= 1024;
+    ++unit;
+  }
+  return unit == 0 ? fmt::format("{} B", bytes) : fmt::format("{:.1f} {}", value, kUnits[unit]);
 }
 
 }  // namespace uqa

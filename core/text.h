@@ -1,6 +1,7 @@
 // core/text.h - small text helpers: splitting, nearest names for suggestions, whole-text number parsing.
 #pragma once
 
+#include <cstdint>
 #include <optional>
 #include <string>
 #include <string_view>
@@ -19,5 +20,8 @@ namespace uqa {
 /// The number that is the whole of `text`; nullopt otherwise.
 [[nodiscard]] std::optional<double> parse_double(std::string_view text);
 [[nodiscard]] std::optional<long long> parse_int(std::string_view text);
+
+/// "512 B", "1.5 MiB".
+[[nodiscard]] std::string bytes_text(std::int64_t bytes);
 
 }  // namespace uqa

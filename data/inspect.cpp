@@ -18,17 +18,6 @@
 namespace uqa::data {
 namespace {
 
-std::string format_bytes(std::int64_t bytes) {
-  constexpr std::array kUnits{"B", "KiB", "MiB", "GiB", "TiB"};
-  auto value = static_cast<double>(bytes);
-  std::size_t unit = 0;
-  while (value >= 1024 && unit + 1 < kUnits.size()) {
-    value /= 1024;
-    ++unit;
-  }
-  return unit == 0 ? fmt::format("{} B", bytes) : fmt::format("{:.1f} {}", value, kUnits[unit]);
-}
-
 void line(std::string& out, std::string_view key, const std::string& value) { out += fmt::format("{:<16}{}\n", key, value); }
 
 void print_schema(std::string& out, const Schema& schema) {
@@ -56,7 +45,7 @@ void print_files(std::string& out, const fs::path& directory) {
     if (entry.is_regular_file()) paths.push_back(entry.path());
   }
   std::sort(paths.begin(), paths.end());
-  for (const auto& path : paths) line(out, "file", fmt::format("{}, {}", path.filename().string(), format_bytes(static_cast<std::int64_t>(fs::file_size(path)))));
+  for (const auto& path : paths) line(out, "file", fmt::format("{}, {}", path.filename().string(), bytes_text(static_cast<std::int64_t>(fs::file_size(path)))));
 }
 
 void print_items(std::string& out, const ItemCatalog& items) {

@@ -29,8 +29,15 @@ class AlignCommand final : public Command {
     options_.add("micro_rows", &config_.micro_rows, "most LLM rows of one forward pass on one rank: bounds memory (> 0)");
     options_.add("lora.rank", &config_.lora.rank, "width of the low-rank updates of the LLM; 0: none");
     options_.add("lora.alpha", &config_.lora.alpha, "the update is scaled by alpha / rank; 0: alpha = 2 * rank");
-    options_.add("adapter.init", &config_.adapter.init, "whitened: trained on whitened mean states, stored as one linear layer; words: and starts near the words of its users' answers; linear: on the states as they are");
+    options_.add("adapter.kind", &config_.adapter.kind, "linear (mean of the states), mlp, last (newest state), attention (pooling), or qformer");
+    options_.add("adapter.tokens", &config_.adapter.tokens, "soft tokens of a user, 1 to 64; more than 1 for attention and qformer");
+    options_.add("adapter.inner", &config_.adapter.inner, "mlp, qformer: width of the hidden layer; 0: the LLM's width (mlp), 4 x the encoder's (qformer)");
+    options_.add("adapter.layers", &config_.adapter.layers, "qformer: layers (> 0)");
+    options_.add("adapter.heads", &config_.adapter.heads, "attention, qformer: heads; divides the encoder's width");
+    options_.add("adapter.init", &config_.adapter.init, "whitened: trained on whitened states, stored as one linear layer; words: and starts near the words of its users' answers; plain; auto: whitened for linear and last");
     options_.add("adapter.init_scale", &config_.adapter.init_scale, "whitened, words: size of the first soft tokens relative to token embeddings (> 0)");
+    options_.add("cache.users", &config_.cache.users, "states of a frozen encoder: computed once and kept in memory, or in an HDF5 file (its path; read if it exists); off: the encoder runs in every step");
+    options_.add("cache.max_bytes", &config_.cache.max_bytes, "refuse to keep more (> 0)");
     options_.add("prompt.place", &config_.prompt_format.place, "where the soft token stands: before the whole chat (before), first (user) or last (user_end) in the user turn, or first in the assistant turn (assistant)");
     options_.add("prompt.system", &config_.prompt_format.system, "system text; default: the chat template's own");
     options_.add("prompt.end_token", &config_.prompt_format.end_token, "score an option's words with the end-of-turn token");

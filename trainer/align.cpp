@@ -11,8 +11,7 @@
 #include "models/tensor_io.h"
 #include "trainer/align_parts.h"
 #include "trainer/align_questions.h"
-#include "trainer/autocast.h"
-#include "trainer/word_start.h"
+#include "trainer/align_users.h"
 
 namespace uqa::trainer {
 namespace {
@@ -22,12 +21,11 @@ constexpr double kHidden = 1e30;  // minus this, a score has no weight beside an
 /// One forward pass.
 struct MicroBatch {
   PackedPrompts packed;
-  Tensor questions_B;                                  ///< int64: rows of the mean states
-  Tensor gold_B;                                       ///< int64: index of the gold option
-  Tensor reference_B;                                  ///< int64: prompt about the average user; only with config.calibrate
-  Tensor same_group_BB;                                ///< bool: of one sample, hence asked the same
-  std::shared_ptr<const data::PackedBatch> histories;  ///< distinct spans; only when the encoder is trained
-  Tensor history_B;                                    ///< int64: which of them each question shows
+  AlignUsers::Batch users;  ///< only for prompt "soft"
+  Tensor gold_B;            ///< int64: index of the gold option
+  Tensor reference_B;       ///< int64: prompt about the average user; only with config.calibrate
+  Tensor same_group_BB;     ///< bool: of one sample, hence asked the same
+  [[nodiscard]] std::int64_t num_questions() const { return gold_B.size(0); }
 };
 
 struct AlignBatch : TaskBatch {
@@ -42,15 +40,10 @@ struct AlignTask::Impl {
   bool soft = false;
   data::Dataset data;
   std::unique_ptr<AlignQuestions> questions;
-  std::vector<std::int64_t> rows_of_group;               ///< LLM rows of each training group: its cost
-  std::vector<data::Span> spans;                         ///< of questions->all()
-  std::int64_t num_cut = 0;
-  LoadedUserModel encoder;
-  std::string encoder_digest, llm_digest;
-  models::LinearMeanAdapter adapter{nullptr};
+  std::vector<std::int64_t> rows_of_group;  ///< LLM rows of each training group: its cost
+  std::unique_ptr<AlignUsers> users;        ///< only for prompt "soft"
+  std::string llm_digest;
   models::Llm llm{nullptr};
-  Tensor states_QH;                                      ///< mean states of questions->all(); only with a frozen encoder
-  Tensor average_state_1H;                               ///< their mean over the training questions
   double flops_per_token = 0, flops_per_interaction = 0;
 
   [[nodiscard]] bool bf16() const { return config.loop.train.dtype == "bf16"; }
@@ -60,18 +53,6 @@ struct AlignTask::Impl {
     data = data::Dataset::open(config.data);
     questions = std::make_unique<AlignQuestions>(config, data);
     for (const auto& group : questions->train()) rows_of_group.push_back(num_rows(questions->scored(group).prompts));
-    if (soft) {
-      encoder = load_user_model(config.encoder_run);
-      check_same_schema(encoder.config, data.schema());
-      if (get_or<std::string>(encoder.info, "data_digest", "", config.encoder_run) != data.digest()) {
-        log::warn("align", "encoder run {} was trained on another data set than {}; item ids must mean the same in both", config.encoder_run, config.data);
-      }
-      encoder_digest = digest_of(*encoder.model);
-      spans = encoder_spans(questions->all(), encoder.config.max_len, &num_cut);
-      if (num_cut > 0) log::info("align", "{} questions show more than max_len = {} interactions; the encoder sees the most recent", num_cut, encoder.config.max_len);
-    } else {
-      spans = encoder_spans(questions->all(), std::numeric_limits<std::int64_t>::max());
-    }
     build_models();
   }
 
@@ -82,12 +63,7 @@ struct AlignTask::Impl {
                                         .trainable = !frozen.llm,
                                         .lora = {.rank = config.lora.rank, .alpha = config.lora.alpha},
                                         .seed = seed});
-    if (soft) {
-      adapter = models::LinearMeanAdapter(encoder.config.hidden, llm->config().hidden);
-      adapter->init_weights(seed);
-      for (const auto& parameter : adapter->parameters()) parameter.requires_grad_(!frozen.adapter);
-      for (const auto& parameter : encoder.model->parameters()) parameter.requires_grad_(!frozen.encoder);
-    }
+    if (soft) users = std::make_unique<AlignUsers>(config, frozen, data, *questions, llm->config().hidden);
     double weights = 0, lora = 0;
     for (const auto& [name, shape] : llm->config().weight_shapes()) {
       if (shape.size() == 2 && name.starts_with("model.layers.")) weights += static_cast<double>(shape[0]) * static_cast<double>(shape[1]);
@@ -97,48 +73,21 @@ struct AlignTask::Impl {
     }
     flops_per_token = (frozen.llm ? 4.0 : 6.0) * weights + 6.0 * lora;
     if (soft && !frozen.encoder) {
-      for (const auto& parameter : encoder.model->named_parameters()) {
+      for (const auto& parameter : users->encoder().named_parameters()) {
         if (parameter.value().dim() == 2 && !parameter.key().starts_with("ebc.")) flops_per_interaction += 6.0 * static_cast<double>(parameter.value().numel());
       }
     }
   }
 
-  [[nodiscard]] Tensor of_training_questions(const Tensor& all_QH) const {
-    std::vector<std::int64_t> indices;
-    for (const auto q : members_of(questions->train(), {0, questions->train().size()})) indices.push_back(static_cast<std::int64_t>(q));
-    return all_QH.index_select(0, at::tensor(indices, at::kLong));
-  }
-
-  /// Starts the adapter from the training questions: whitened mean states and, for "words", the words of their answers.
-  void start_adapter(const Tensor& states_SH) {
-    if (states_SH.size(0) < 2) return;
-    const auto tokens_VL = llm->embed(at::arange(llm->config().vocab_size, at::kLong)).to(at::kFloat);
-    const double token_rms = tokens_VL.square().mean().sqrt().item<double>();
-    adapter->init_whitened(static_cast<std::uint64_t>(config.loop.train.seed), states_SH, config.adapter.init_scale * token_rms);
-    if (config.adapter.init != "words") return;
-    WordQuestions words{.states_SH = adapter->inputs_of(states_SH), .options = {}, .gold = {}};
-    for (const auto q : members_of(questions->train(), {0, questions->train().size()})) {
-      words.options.push_back(&questions->encoded(q).options);
-      words.gold.push_back(questions->encoded(q).gold);
-    }
-    const auto start = fit_word_start(words, tokens_VL, static_cast<std::uint64_t>(config.loop.train.seed));
-    adapter->start_from(start.weight_LH, states_SH, config.adapter.init_scale * token_rms);
-    log::info("align", "adapter starts from the words of {} answers; as a bilinear answerer it is right on {:.1f} % of them", words.gold.size(), 100 * start.accuracy);
-  }
-
   [[nodiscard]] MicroBatch make_micro(const std::vector<QuestionGroup>& groups, const Group& part) const {
     const auto members = members_of(groups, part);
     MicroBatch micro;
-    std::vector<std::int64_t> indices, gold;
-    for (const auto q : members) {
-      indices.push_back(static_cast<std::int64_t>(q));
-      gold.push_back(questions->encoded(q).gold);
-    }
+    std::vector<std::int64_t> gold;
+    for (const auto q : members) gold.push_back(questions->encoded(q).gold);
+    micro.gold_B = at::tensor(gold, at::kLong);
     const auto scored = questions->scored(members);
     micro.packed = pack_prompts(scored.prompts);
     if (config.calibrate) micro.reference_B = at::tensor(scored.reference_of, at::kLong);
-    micro.questions_B = at::tensor(indices, at::kLong);
-    micro.gold_B = at::tensor(gold, at::kLong);
     const auto size = static_cast<std::int64_t>(members.size());
     micro.same_group_BB = at::zeros({size, size}, at::kBool);
     std::int64_t begin = 0;
@@ -147,41 +96,13 @@ struct AlignTask::Impl {
       micro.same_group_BB.narrow(0, begin, count).narrow(1, begin, count).fill_(true);
       begin += count;
     }
-    if (soft && !frozen.encoder) {
-      // Questions about the same history share one run of the encoder.
-      std::map<std::tuple<std::int64_t, std::int64_t, std::int64_t>, std::int64_t> seen;
-      std::vector<data::Span> distinct;
-      std::vector<std::int64_t> history, sample_ids;
-      for (const auto q : members) {
-        const auto& span = spans[q];
-        const auto [found, is_new] = seen.try_emplace({span.user, span.begin, span.end}, static_cast<std::int64_t>(distinct.size()));
-        if (is_new) {
-          distinct.push_back(span);
-          sample_ids.push_back(static_cast<std::int64_t>(q));
-        }
-        history.push_back(found->second);
-      }
-      micro.histories = std::make_shared<const data::PackedBatch>(data::pack(data, distinct, sample_ids, data::Targets::kNone));
-      micro.history_B = at::tensor(history, at::kLong);
-    }
+    if (soft) micro.users = users->load(members, micro.packed.num_prompts - size);
     return micro;
   }
 
-  /// Soft tokens [B, H] of a batch's questions and, behind them, of its prompts about the average user; undefined for prompt "none".
+  /// Soft tokens of a batch's prompts; undefined for prompt "none".
   [[nodiscard]] Tensor soft_of(const MicroBatch& micro, const models::DropoutContext& context) {
-    if (!soft) return {};
-    if (frozen.encoder) {
-      const auto states_BH = states_QH.index_select(0, micro.questions_B);
-      const auto references = micro.packed.num_prompts - states_BH.size(0);
-      return soft_tokens(*adapter, references == 0 ? states_BH : at::cat({states_BH, average_state_1H.expand({references, -1})}));
-    }
-    const auto batch = wrap_user_batch(micro.histories);
-    Tensor states_TH;
-    {
-      const AutocastBf16 autocast(bf16());
-      states_TH = encoder.model->forward(batch, context);
-    }
-    return adapter->forward(states_TH.to(at::kFloat), batch.layout).squeeze(1).index_select(0, micro.history_B);
+    return soft ? users->soft_tokens(micro.users, context, bf16()) : Tensor();
   }
 
   /// Log-likelihood per token of the four options, calibrated if so configured, [B, G, 4]: G is one rule a trained form of answer,
@@ -189,7 +110,7 @@ struct AlignTask::Impl {
   [[nodiscard]] Tensor option_scores(const MicroBatch& micro, const Tensor& log_probs_N) const {
     const auto all_PG4 = (continuation_sums(micro.packed, log_probs_N) / micro.packed.continuation_tokens_C)
                              .view({micro.packed.num_prompts, -1, static_cast<std::int64_t>(kNumOptions)});
-    const auto scores_BG4 = all_PG4.narrow(0, 0, micro.questions_B.size(0));
+    const auto scores_BG4 = all_PG4.narrow(0, 0, micro.num_questions());
     return config.calibrate ? scores_BG4 - all_PG4.index_select(0, micro.reference_B) : scores_BG4;
   }
 
@@ -217,14 +138,9 @@ AlignTask::AlignTask(AlignConfig config, const comm::Mesh& mesh) : impl_(std::ma
     s.config = std::move(config);
     s.open();
   });
-  const bool start = s.config.adapter.init != "linear";
-  if (!s.soft || !(s.frozen.encoder || start)) return;
-  const auto states_QH = mean_states(s.encoder.model, s.data, s.spans, mesh.world());
-  const auto training_SH = s.of_training_questions(states_QH);
-  if (start) comm::run_agreed(mesh.world(), [&] { s.start_adapter(training_SH); });
-  if (!s.frozen.encoder) return;
-  s.states_QH = states_QH;
-  s.average_state_1H = training_SH.to(at::kDouble).mean(0, /*keepdim=*/true).to(at::kFloat);
+  if (!s.soft) return;
+  const auto tokens_VL = s.llm->embed(at::arange(s.llm->config().vocab_size, at::kLong)).detach().to(at::kFloat);
+  s.users->prepare(tokens_VL, mesh.world());
 }
 
 AlignTask::~AlignTask() = default;
@@ -238,8 +154,8 @@ std::vector<NamedParameter> AlignTask::parameters() const {
     }
   };
   if (s.soft) {
-    add("encoder.", *s.encoder.model);
-    add("adapter.", *s.adapter);
+    add("encoder.", s.users->encoder());
+    add("adapter.", s.users->adapter());
   }
   for (const auto& [name, tensor] : s.llm->trainable_parameters()) parameters.push_back({"llm." + name, tensor});
   return parameters;
@@ -260,10 +176,10 @@ std::unique_ptr<TaskBatch> AlignTask::load(const std::vector<std::int64_t>& samp
   }
   for (const auto& part : group_by_rows(rows, s.config.micro_rows, s.config.loop.batch.micro_users)) {
     auto micro = s.make_micro(groups, part);
-    batch->num_labels += s.questions->choice() ? micro.questions_B.size(0) : micro.packed.pair_tokens_N.size(0);
+    batch->num_labels += s.questions->choice() ? micro.num_questions() : micro.packed.pair_tokens_N.size(0);
     batch->num_tokens += micro.packed.num_rows();
     if (s.soft) {
-      for (const auto q : members_of(groups, part)) batch->num_interactions += s.spans[q].end - s.spans[q].begin;
+      for (const auto q : members_of(groups, part)) batch->num_interactions += s.users->spans()[q].end - s.users->spans()[q].begin;
     }
     batch->micro.push_back(std::move(micro));
   }
@@ -305,7 +221,7 @@ std::optional<Validation> AlignTask::validate(const comm::Mesh& mesh) {
         if (all.learn_letter()) sums[kLetter] += correct_BG.select(1, 0).sum().item<std::int64_t>();
         if (all.learn_text()) sums[kText] += correct_BG.select(1, -1).sum().item<std::int64_t>();
       }
-      sums[kQuestions] += micro.questions_B.size(0);
+      sums[kQuestions] += micro.num_questions();
       sums[kLabels] += losses.size(0);
       sums[kLoss] += (losses.to(at::kDouble) * kGrid).round().to(at::kLong).sum().item<std::int64_t>();
     }
@@ -330,12 +246,17 @@ double AlignTask::flops(std::int64_t num_interactions, std::int64_t num_tokens, 
   return impl_->flops_per_token * static_cast<double>(num_tokens) + impl_->flops_per_interaction * static_cast<double>(num_interactions);
 }
 
+std::map<std::string, double> AlignTask::take_figures() {
+  if (!impl_->soft) return {};
+  return {{"encoder_s", impl_->users->take_encoder_seconds()}};
+}
+
 void AlignTask::set_training(bool on) {
   auto& s = *impl_;
   s.llm->train(on);
   if (!s.soft) return;
-  s.adapter->train(on && !s.frozen.adapter);
-  s.encoder.model->train(on && !s.frozen.encoder);  // a frozen encoder runs without dropout
+  s.users->adapter().train(on && !s.frozen.adapter);
+  s.users->encoder().train(on && !s.frozen.encoder);  // a frozen encoder runs without dropout
 }
 
 void AlignTask::save_model(const fs::path& directory) const {
@@ -365,18 +286,16 @@ void AlignTask::save_model(const fs::path& directory) const {
                      {"lora_rank", s.config.lora.rank},
                      {"lora_alpha", s.config.lora.alpha}}}};
   if (s.soft) {
-    std::tie(tensors["adapter.up_proj.weight"], tensors["adapter.up_proj.bias"]) = s.adapter->folded();
-    if (!s.frozen.encoder) add("encoder.", *s.encoder.model);
-    if (s.average_state_1H.defined()) {
-      const at::NoGradGuard no_grad;
-      auto adapter = s.adapter;  // shares the module, which forward() does not change
-      tensors["average_user"] = soft_tokens(*adapter, s.average_state_1H);
-    }
-    json["adapter"] = {{"kind", "linear_mean"}, {"encoder_hidden", s.encoder.config.hidden}, {"llm_hidden", s.llm->config().hidden}};
+    auto& users = *s.users;
+    for (const auto& [name, tensor] : users.adapter().stored()) tensors["adapter." + name] = tensor.detach();
+    if (!s.frozen.encoder) add("encoder.", users.encoder());
+    const at::NoGradGuard no_grad;
+    if (const auto average_KL = users.average_user(); average_KL.defined()) tensors["average_user"] = average_KL;
+    json["adapter"] = to_json(users.adapter().config());
     json["encoder"] = {{"path", fs::absolute(s.config.encoder_run).string()},
-                       {"digest", s.encoder_digest},
+                       {"digest", users.encoder_digest()},
                        {"trained", !s.frozen.encoder},
-                       {"model", to_json(s.encoder.config)}};
+                       {"model", to_json(users.encoder_config())}};
   }
   models::save_tensors(directory / "model.safetensors", tensors);
   write_file_atomic(directory / "model.json", json.dump(2) + "\n");
@@ -398,7 +317,7 @@ Json AlignTask::describe() const {
                          {"train_groups", num_samples()},
                          {"valid", count(s.questions->valid())},
                          {"rows_per_question", static_cast<double>(rows) / static_cast<double>(num_train)},
-                         {"longer_than_encoder_max_len", s.num_cut}}},
+                         {"longer_than_encoder_max_len", s.soft ? s.users->num_cut() : 0}}},
           {"trained_parameters", parameters},
           {"flops", {{"convention", "per LLM row 4 per layer weight (6 where it is trained) and 6 per LoRA weight; per interaction 6 per weight of a trained "
                                     "encoder; head and attention scores left out"},
@@ -420,8 +339,8 @@ std::vector<std::string> AlignTask::deviations() const {
   if (s.config.lora.rank > 0) list.push_back(fmt::format("the LLM gets LoRA of rank {}; the reference trains the adapter alone or the whole LLM", s.config.lora.rank));
   if (s.soft && s.config.prompt_format.place != "before") list.emplace_back("the soft token stands in the user turn; the reference puts it before the chat");
   list.emplace_back("questions that share their text form one sample of a step; the reference shuffles questions one by one");
-  if (s.soft && s.config.adapter.init != "linear") list.emplace_back("the adapter is trained on whitened mean states (stored as one linear layer); the reference trains on the states as they are");
-  if (s.soft && s.config.adapter.init == "words") list.emplace_back("the adapter starts near the embeddings of the words that answer its users' questions; the reference starts at random");
+  if (s.soft && s.users->start() != "plain") list.emplace_back("the adapter is trained on whitened mean states (stored as one linear layer); the reference trains on the states as they are");
+  if (s.soft && s.users->start() == "words") list.emplace_back("the adapter starts near the embeddings of the words that answer its users' questions; the reference starts at random");
   if (!s.soft) list.emplace_back("no soft token: this run is the baseline that sees no user");
   return list;
 }

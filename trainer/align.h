@@ -6,6 +6,7 @@
 #pragma once
 
 #include <cstdint>
+#include <map>
 #include <memory>
 #include <optional>
 #include <string>
@@ -20,6 +21,7 @@
 #include "trainer/pretrain.h"
 #include "trainer/prompt.h"
 #include "trainer/training.h"
+#include "trainer/user_states.h"
 
 namespace uqa::trainer {
 
@@ -29,8 +31,15 @@ struct AlignLoraConfig {
 };
 
 struct AlignAdapterConfig {
-  std::string init = "whitened";  ///< "whitened": LinearMeanAdapter::init_whitened over the training histories; "words": then fit_word_start(); "linear": as torch.nn.Linear
-  double init_scale = 1;          ///< not "linear": root mean square of the first soft tokens, relative to the LLM's token embeddings; > 0
+  std::string kind = "linear";    ///< models::AdapterConfig::kind
+  std::int64_t tokens = 1;        ///< soft tokens of a user; 1 to 64
+  std::int64_t inner = 0;         ///< mlp, qformer: width of the hidden layer; 0: the kind's own rule
+  std::int64_t layers = 2;        ///< qformer
+  std::int64_t heads = 4;         ///< attention, qformer
+  /// "plain": as torch.nn.Linear, or the kind's own; "whitened": LinearAdapter::init_whitened over the training histories; "words": then
+  /// fit_word_start(); "auto": whitened for the kinds linear and last, else plain.
+  std::string init = "auto";
+  double init_scale = 1;          ///< not "plain": root mean square of the first soft tokens, relative to the LLM's token embeddings; > 0
 };
 
 struct AlignPromptConfig {
@@ -56,6 +65,7 @@ struct AlignConfig {
   std::string freeze = "encoder,llm";    ///< subset of encoder, adapter, llm that is not trained; "" trains all. LoRA is set by lora.rank
   AlignLoraConfig lora;
   AlignAdapterConfig adapter;
+  StateCacheConfig cache;                ///< where a frozen encoder's states are kept
   AlignPromptConfig prompt_format;
   std::int64_t max_questions = 0;        ///< training questions used; 0: all
   double validation_fraction = 0.1;      ///< share of the training users held out for validation; in [0, 1)
@@ -64,14 +74,11 @@ struct AlignConfig {
   LoopConfig loop;
   void validate() const;                 ///< Error(kConfig) naming the field; nothing is opened
   [[nodiscard]] PromptOptions prompt_options() const;
+  [[nodiscard]] models::AdapterConfig adapter_config(std::int64_t encoder_hidden, std::int64_t llm_hidden) const;
 };
 
 /// The encoder's view of questions: the most recent `max_len` interactions of each span. `num_cut` counts spans that were longer.
 [[nodiscard]] std::vector<data::Span> encoder_spans(const std::vector<data::Question>& questions, std::int64_t max_len, std::int64_t* num_cut = nullptr);
-/// Mean encoder state of each span in eval mode without gradient, float32 [S, H]. Batches are fixed by the spans alone, so equal
-/// spans in an equal order give equal bits on any number of ranks, which share the work. Collective over `comm`.
-[[nodiscard]] Tensor mean_states(models::UserModel model, const data::Dataset& data, const std::vector<data::Span>& spans,
-                                 const comm::Communicator& comm);
 /// Error(kConfig) naming the table or feature in which the data set differs from what the encoder was trained on.
 void check_same_schema(const models::UserModelConfig& encoder, const data::Schema& schema);
 /// Digests that tell whether weights changed: of every tensor, and of every file of a Hugging Face directory that is read.
@@ -98,6 +105,8 @@ class AlignTask : public TrainingTask {
   /// 2 per weight of a matrix product and row forward and again for the gradient of its input, 2 more where the weight is trained;
   /// head and attention scores left out.
   [[nodiscard]] double flops(std::int64_t num_interactions, std::int64_t num_tokens, std::int64_t num_labels) const override;
+  /// encoder_s: time in the encoder; 0 where its states were computed once. Only for prompt "soft".
+  [[nodiscard]] std::map<std::string, double> take_figures() override;
   void set_training(bool on) override;
   void save_model(const fs::path& directory) const override;
 
@@ -124,8 +133,8 @@ struct AlignedModel {
   models::Llm llm{nullptr};                   ///< with LoRA; nothing requires a gradient
   models::UserModel encoder{nullptr};         ///< null for "none"
   models::UserModelConfig encoder_config;
-  models::LinearMeanAdapter adapter{nullptr}; ///< null for "none"
-  Tensor average_user_1L;                     ///< soft token of the average training user; undefined for "none" and for a trained encoder
+  models::Adapter adapter;                    ///< null for "none"
+  Tensor average_user_KL;                     ///< soft tokens of the average training user; undefined for "none" and for a trained encoder
 };
 /// Reads model.json and model.safetensors of an align run, and the encoder and LLM that it names; refuses (Error(kData)) when either
 /// has changed since. `dtype` is the type of the LLM's GEMMs; absent: as it was trained.

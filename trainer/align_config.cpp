@@ -27,7 +27,6 @@ Frozen parse_freeze(const std::string& list) {
 
 void AlignConfig::validate() const {
   loop.validate();
-  prompt_options().validate();
   UQA_CHECK(prompt == "soft" || prompt == "none", ErrorCode::kConfig, "prompt = {}, must be soft or none; change --prompt", prompt);
   UQA_CHECK(!data.empty(), ErrorCode::kConfig, "data is missing; give --data DIR");
   UQA_CHECK(!questions.empty(), ErrorCode::kConfig, "questions is missing; give --questions DIR");
@@ -38,8 +37,15 @@ void AlignConfig::validate() const {
   UQA_CHECK(objective == "choice" || objective == "contrast" || objective == "lm", ErrorCode::kConfig,
             "objective = {}, must be choice, contrast or lm; change --objective", objective);
   UQA_CHECK(choice_scale > 0, ErrorCode::kConfig, "choice_scale = {}, must be > 0; change --choice_scale", choice_scale);
-  UQA_CHECK(adapter.init == "words" || adapter.init == "whitened" || adapter.init == "linear", ErrorCode::kConfig,
-            "adapter.init = {}, must be words, whitened or linear; change --adapter.init", adapter.init);
+  UQA_CHECK(adapter.init == "auto" || adapter.init == "words" || adapter.init == "whitened" || adapter.init == "plain", ErrorCode::kConfig,
+            "adapter.init = {}, must be auto, words, whitened or plain; change --adapter.init", adapter.init);
+  const auto structure = adapter_config(adapter.heads, 1);  // the encoder's width is not known yet: one that the heads divide
+  structure.validate();
+  prompt_options().validate();
+  UQA_CHECK(adapter.init == "auto" || adapter.init == "plain" || adapter.kind == "linear" || adapter.kind == "last", ErrorCode::kConfig,
+            "adapter.init = {} with adapter.kind = {}, works for the kinds linear and last; give --adapter.init plain", adapter.init, adapter.kind);
+  UQA_CHECK(!cache.users.empty(), ErrorCode::kConfig, "cache.users is empty, must be memory, off, or a file; change --cache.users");
+  UQA_CHECK(cache.max_bytes > 0, ErrorCode::kConfig, "cache.max_bytes = {}, must be > 0; change --cache.max_bytes", cache.max_bytes);
   UQA_CHECK(adapter.init_scale > 0, ErrorCode::kConfig, "adapter.init_scale = {}, must be > 0; change --adapter.init_scale", adapter.init_scale);
   UQA_CHECK(lora.rank >= 0, ErrorCode::kConfig, "lora.rank = {}, must be >= 0 (0: no LoRA); change --lora.rank", lora.rank);
   UQA_CHECK(lora.alpha >= 0, ErrorCode::kConfig, "lora.alpha = {}, must be >= 0 (0: 2 * rank); change --lora.alpha", lora.alpha);
@@ -58,6 +64,8 @@ void AlignConfig::validate() const {
             prompt, objective, freeze);
   UQA_CHECK(adapter.init != "words" || prompt != "soft" || objective != "lm", ErrorCode::kConfig,
             "adapter.init = words with objective = lm, needs questions with options; choose objective choice or contrast, or --adapter.init whitened");
+  UQA_CHECK(frozen.encoder || cache.users == "memory" || cache.users == "off", ErrorCode::kConfig,
+            "cache.users = {} while the encoder is trained (freeze = {}), its states change in every step; add encoder to --freeze", cache.users, freeze);
   const bool trains_llm = lora.rank > 0 || !frozen.llm;
   UQA_CHECK(trains_llm || (prompt == "soft" && !(frozen.encoder && frozen.adapter)), ErrorCode::kConfig,
             "freeze = {}, lora.rank = {} and prompt = {} leave nothing to train; set --lora.rank, or thaw a part with --freeze", freeze, lora.rank,
@@ -65,9 +73,14 @@ void AlignConfig::validate() const {
 }
 
 PromptOptions AlignConfig::prompt_options() const {
-  PromptOptions options{.place = prompt_format.place, .system = std::nullopt, .end_token = prompt_format.end_token};
+  PromptOptions options{.place = prompt_format.place, .soft_tokens = adapter.tokens, .system = std::nullopt, .end_token = prompt_format.end_token};
   if (prompt_format.system != "default") options.system = prompt_format.system;
   return options;
+}
+
+models::AdapterConfig AlignConfig::adapter_config(std::int64_t encoder_hidden, std::int64_t llm_hidden) const {
+  return {.kind = adapter.kind, .encoder_hidden = encoder_hidden, .llm_hidden = llm_hidden, .num_tokens = adapter.tokens, .inner = adapter.inner,
+          .num_layers = adapter.layers, .num_heads = adapter.heads};
 }
 
 }  // namespace uqa::trainer

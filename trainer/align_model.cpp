@@ -32,6 +32,23 @@ std::map<std::string, Tensor> by_name(const std::vector<std::pair<std::string, T
 
 }  // namespace
 
+Json to_json(const models::AdapterConfig& config) {
+  return {{"kind", config.kind}, {"encoder_hidden", config.encoder_hidden}, {"llm_hidden", config.llm_hidden}, {"tokens", config.num_tokens},
+          {"inner", config.inner}, {"layers", config.num_layers}, {"heads", config.num_heads}};
+}
+
+models::AdapterConfig adapter_config_from_json(const Json& json, const std::string& what) {
+  models::AdapterConfig config{.kind = get<std::string>(json, "kind", what),
+                               .encoder_hidden = get<std::int64_t>(json, "encoder_hidden", what),
+                               .llm_hidden = get<std::int64_t>(json, "llm_hidden", what),
+                               .num_tokens = get<std::int64_t>(json, "tokens", what),
+                               .inner = get<std::int64_t>(json, "inner", what),
+                               .num_layers = get<std::int64_t>(json, "layers", what),
+                               .num_heads = get<std::int64_t>(json, "heads", what)};
+  config.validate();
+  return config;
+}
+
 AlignedModel load_aligned(const fs::path& run_directory, std::optional<at::ScalarType> dtype) {
   const fs::path json_path = run_directory / "model.json", weights_path = run_directory / "model.safetensors";
   UQA_CHECK(fs::exists(json_path), ErrorCode::kConfig, "run = {}, holds no model.json; give the run directory of a finished `uqa align`",
@@ -76,14 +93,14 @@ AlignedModel load_aligned(const fs::path& run_directory, std::optional<at::Scala
   }
   aligned.encoder->eval();
   const auto adapter = get<Json>(aligned.info, "adapter", what);
-  aligned.adapter = models::LinearMeanAdapter(get<std::int64_t>(adapter, "encoder_hidden", what), get<std::int64_t>(adapter, "llm_hidden", what));
+  aligned.adapter = models::make_adapter(adapter_config_from_json(adapter, what));
   copy_in(tensors, "adapter.", models::state_dict(*aligned.adapter), weights_path.string());
   aligned.adapter->eval();
   if (const auto found = tensors.find("average_user"); found != tensors.end()) {
-    const std::vector<std::int64_t> shape{1, aligned.llm->config().hidden};
+    const std::vector<std::int64_t> shape{aligned.adapter->config().num_tokens, aligned.llm->config().hidden};
     UQA_CHECK(found->second.sizes().vec() == shape, ErrorCode::kData, "{}: tensor average_user is [{}], must be [{}]; align again", weights_path.string(),
               fmt::join(found->second.sizes(), ", "), fmt::join(shape, ", "));
-    aligned.average_user_1L = found->second;
+    aligned.average_user_KL = found->second;
   }
   return aligned;
 }

@@ -11,25 +11,6 @@
 #include "models/tensor_io.h"
 
 namespace uqa::trainer {
-namespace {
-
-constexpr std::int64_t kStateBatchRows = 8192;  // interactions of one encoder pass of mean_states
-
-/// Mean over each span's rows, in eval mode.
-Tensor mean_states_of(models::UserModelImpl& model, const data::Dataset& data, const std::vector<data::Span>& spans, std::size_t begin, std::size_t end) {
-  const std::vector<data::Span> part(spans.begin() + static_cast<std::ptrdiff_t>(begin), spans.begin() + static_cast<std::ptrdiff_t>(end));
-  const auto packed = std::make_shared<const data::PackedBatch>(
-      data::pack(data, part, std::vector<std::int64_t>(part.size(), 0), data::Targets::kNone));
-  const auto states_TH = model.forward(wrap_user_batch(packed), {});
-  std::vector<Tensor> means;
-  for (std::size_t b = 0; b < part.size(); ++b) {
-    means.push_back(states_TH.narrow(0, packed->cu_seqlens[b], packed->cu_seqlens[b + 1] - packed->cu_seqlens[b]).mean(0));
-  }
-  return at::stack(means);
-}
-
-}  // namespace
-
 std::vector<Group> group_by_rows(const std::vector<std::int64_t>& rows, std::int64_t max_rows, std::int64_t max_prompts) {
   std::vector<Group> groups;
   std::int64_t sum = 0;
@@ -104,14 +85,6 @@ LetterTokens letter_tokens(const PromptEncoder& encoder) {
   return letters;
 }
 
-Tensor soft_tokens(models::LinearMeanAdapterImpl& adapter, const Tensor& mean_states_BD) {
-  models::PackedLayout layout;
-  layout.cu_seqlens.resize(static_cast<std::size_t>(mean_states_BD.size(0)) + 1);
-  std::iota(layout.cu_seqlens.begin(), layout.cu_seqlens.end(), std::int64_t{0});
-  layout.sample_ids.resize(static_cast<std::size_t>(mean_states_BD.size(0)));
-  return adapter.forward(mean_states_BD, layout).squeeze(1);
-}
-
 std::vector<data::Span> encoder_spans(const std::vector<data::Question>& questions, std::int64_t max_len, std::int64_t* num_cut) {
   std::vector<data::Span> spans;
   std::int64_t cut = 0;
@@ -122,45 +95,6 @@ std::vector<data::Span> encoder_spans(const std::vector<data::Question>& questio
   }
   if (num_cut != nullptr) *num_cut = cut;
   return spans;
-}
-
-Tensor mean_states(models::UserModel model, const data::Dataset& data, const std::vector<data::Span>& spans, const comm::Communicator& comm) {
-  std::map<std::tuple<std::int64_t, std::int64_t, std::int64_t>, std::int64_t> seen;
-  std::vector<data::Span> distinct;
-  std::vector<std::int64_t> index, lengths;
-  for (const auto& span : spans) {
-    const auto [found, is_new] = seen.try_emplace({span.user, span.begin, span.end}, static_cast<std::int64_t>(distinct.size()));
-    index.push_back(found->second);
-    if (!is_new) continue;
-    distinct.push_back(span);
-    lengths.push_back(span.end - span.begin);
-  }
-  // Groups do not depend on the number of ranks, so neither do the bits of a state.
-  const auto groups = group_by_rows(lengths, kStateBatchRows);
-  std::vector<std::int64_t> costs;
-  for (const auto& group : groups) {
-    costs.push_back(std::accumulate(lengths.begin() + static_cast<std::ptrdiff_t>(group.begin), lengths.begin() + static_cast<std::ptrdiff_t>(group.end),
-                                    std::int64_t{0}));
-  }
-  Tensor mine_SH;
-  comm::run_agreed(comm, [&] {
-    for (std::size_t i = 0; i < spans.size(); ++i) {
-      const auto& span = spans[i];
-      UQA_CHECK(span.user >= 0 && span.user < data.num_users() && span.begin >= 0 && span.begin < span.end && span.end <= data.length(span.user),
-                ErrorCode::kData, "a question shows interactions [{}, {}) of user {}, which the data set does not have; build the questions from this data set",
-                span.begin, span.end, span.user);
-    }
-    const at::NoGradGuard no_grad;
-    const bool was_training = model->is_training();
-    model->eval();
-    const auto share = share_of(costs, comm.rank(), comm.size());
-    std::vector<Tensor> parts{at::empty({0, model->config().hidden}, at::kFloat)};
-    for (std::size_t g = share.begin; g < share.end; ++g) parts.push_back(mean_states_of(*model, data, distinct, groups[g].begin, groups[g].end));
-    mine_SH = at::cat(parts, 0).to(at::kFloat);
-    model->train(was_training);
-  });
-  const auto all_SH = comm::all_gather(mine_SH, comm);
-  return all_SH.index_select(0, at::tensor(index, at::kLong));
 }
 
 void check_same_schema(const models::UserModelConfig& encoder, const data::Schema& schema) {

@@ -36,14 +36,14 @@ using QuestionGroup = std::vector<std::size_t>;
 [[nodiscard]] std::vector<std::int64_t> add_references(std::vector<ScoredPrompt>& prompts, const std::vector<data::Question>& questions,
                                                        const std::vector<std::size_t>& members, const std::vector<EncodedQuestion>& reference);
 
+[[nodiscard]] Json to_json(const models::AdapterConfig& config);
+[[nodiscard]] models::AdapterConfig adapter_config_from_json(const Json& json, const std::string& what);
+
 /// Contiguous share [begin, end) of `costs` for each of `size` parts, about equal in cost.
 [[nodiscard]] Group share_of(const std::vector<std::int64_t>& costs, int part, int size);
 
 /// The four letters as continuations of one token, kept alive by `letters`.
 using LetterTokens = std::array<std::vector<std::int64_t>, kNumOptions>;
 [[nodiscard]] LetterTokens letter_tokens(const PromptEncoder& encoder);
-
-/// Soft tokens [B, H] from mean states [B, D]: the adapter on histories of length one.
-[[nodiscard]] Tensor soft_tokens(models::LinearMeanAdapterImpl& adapter, const Tensor& mean_states_BD);
 
 }  // namespace uqa::trainer

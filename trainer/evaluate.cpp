@@ -79,7 +79,7 @@ class Evaluation {
     letters_ = letter_tokens(*encoder_);
     encoded_ = encoder_->encode_all(questions_, prompt_, &data_);
     if (prompt_ == Prompt::kText) without_titles_ = encoder_->encode_all(questions_, Prompt::kNone, nullptr);
-    has_reference_ = prompt_ == Prompt::kText || (has_state(prompt_) && model_.average_user_1L.defined());
+    has_reference_ = prompt_ == Prompt::kText || (has_state(prompt_) && model_.average_user_KL.defined());
     if (has_state(prompt_) && !has_reference_) {
       log::warn("evaluate", "run {} was aligned with a trained encoder and holds no average user: rule calibrated is left out", config_.run);
     }
@@ -126,7 +126,7 @@ class Evaluation {
       spans = shuffled_spans(questions_, config_.shuffle_seed);
       for (auto& span : spans) span.begin = std::max(span.begin, span.end - max_len);
     });
-    states_QH_ = mean_states(model_.encoder, data_, spans, world_);
+    states_ = compute_user_states(model_.encoder, data_, spans, model_.adapter->view(), world_);
   }
 
   /// The prompts of some questions and, behind them, the same about nobody; `reference_of` is empty where there is none.
@@ -184,12 +184,13 @@ class Evaluation {
   /// Soft tokens of the members' prompts and of the references behind them; undefined for a prompt without soft rows.
   [[nodiscard]] Tensor soft_tokens_of(const std::vector<std::size_t>& members, std::int64_t num_prompts) {
     if (!has_soft_row(prompt_)) return {};
-    if (prompt_ == Prompt::kZero) return at::zeros({num_prompts, model_.llm->config().hidden}, at::kFloat);
+    if (prompt_ == Prompt::kZero) return at::zeros({num_prompts * model_.prompt_options.soft_tokens, model_.llm->config().hidden}, at::kFloat);
     std::vector<std::int64_t> indices;
     for (const auto q : members) indices.push_back(static_cast<std::int64_t>(q));
-    const auto soft_BL = soft_tokens(*model_.adapter, states_QH_.index_select(0, at::tensor(indices, at::kLong)));
-    const auto references = num_prompts - soft_BL.size(0);
-    return references == 0 ? soft_BL : at::cat({soft_BL, model_.average_user_1L.expand({references, -1})});
+    const auto [states_TH, layout] = states_.select(indices);
+    const auto soft_SL = model_.adapter->forward(states_TH, layout).flatten(0, 1);
+    const auto references = num_prompts - static_cast<std::int64_t>(members.size());
+    return references == 0 ? soft_SL : at::cat({soft_SL, model_.average_user_KL.repeat({references, 1})});
   }
 
   void score(const std::vector<std::size_t>& members, Scores& scores) {
@@ -305,7 +306,7 @@ class Evaluation {
   LetterTokens letters_;
   std::vector<EncodedQuestion> encoded_, without_titles_;  ///< the latter for Prompt::kText
   bool has_reference_ = false;                            ///< the same prompt about nobody is scored beside each
-  Tensor states_QH_;
+  UserStates states_;  ///< of questions_
   fs::path path_;
   std::optional<OutputDir> output_;
 };

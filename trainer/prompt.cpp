@@ -43,13 +43,14 @@ bool has_soft_row(Prompt prompt) { return prompt == Prompt::kSoft || prompt == P
 void PromptOptions::validate() const {
   UQA_CHECK(place == "before" || place == "user" || place == "user_end" || place == "assistant", ErrorCode::kConfig,
             "prompt.place = {}, must be before, user, user_end or assistant; change --prompt.place", place);
+  UQA_CHECK(soft_tokens > 0, ErrorCode::kConfig, "prompt.soft_tokens = {}, must be > 0", soft_tokens);
   UQA_CHECK(text_items > 0, ErrorCode::kConfig, "text_items = {}, must be > 0; change --text_items", text_items);
   UQA_CHECK(!system || (system->find(kStart) == std::string::npos && system->find(kEnd) == std::string::npos), ErrorCode::kConfig,
             "prompt.system holds the chat's own marker {} or {}; change --prompt.system", kStart, kEnd);
 }
 
 Json to_json(const PromptOptions& options) {
-  Json json{{"place", options.place}, {"end_token", options.end_token}, {"text_items", options.text_items}};
+  Json json{{"place", options.place}, {"soft_tokens", options.soft_tokens}, {"end_token", options.end_token}, {"text_items", options.text_items}};
   json["system"] = options.system ? Json(*options.system) : Json(nullptr);
   return json;
 }
@@ -57,6 +58,7 @@ Json to_json(const PromptOptions& options) {
 PromptOptions prompt_options_from_json(const Json& json, const std::string& what) {
   PromptOptions options;
   options.place = get<std::string>(json, "place", what);
+  options.soft_tokens = get<std::int64_t>(json, "soft_tokens", what);
   options.end_token = get<bool>(json, "end_token", what);
   options.text_items = get<std::int64_t>(json, "text_items", what);
   if (json.contains("system") && !json.at("system").is_null()) options.system = get<std::string>(json, "system", what);
@@ -120,16 +122,16 @@ EncodedQuestion PromptEncoder::encode(const data::Question& question, Prompt pro
     const std::size_t split = soft_place(text);
     encoded.prompt = tokenizer_.encode(std::string_view(text).substr(0, split));
     encoded.soft_index = static_cast<std::int64_t>(encoded.prompt.size());
-    encoded.prompt.push_back(0);
+    encoded.num_soft = options_.soft_tokens;
+    encoded.prompt.insert(encoded.prompt.end(), static_cast<std::size_t>(options_.soft_tokens), 0);
     const auto rest = tokenizer_.encode(std::string_view(text).substr(split));
     encoded.prompt.insert(encoded.prompt.end(), rest.begin(), rest.end());
   } else {
     encoded.prompt = tokenizer_.encode(text);
   }
-  const auto ends = std::count(encoded.prompt.begin(), encoded.prompt.end(), end_id_);
-  auto starts = std::count(encoded.prompt.begin(), encoded.prompt.end(), start_id_);
-  if (encoded.soft_index >= 0 && start_id_ == 0) --starts;  // the placeholder's id
-  UQA_CHECK(starts == num_turns_ && ends == num_turns_ - (end_id_ == 0 && encoded.soft_index >= 0 ? 0 : 1), ErrorCode::kData,
+  // A soft row's placeholder may be a marker's id.
+  const auto count = [&](std::int64_t id) { return std::count(encoded.prompt.begin(), encoded.prompt.end(), id) - (id == 0 ? encoded.num_soft : 0); };
+  UQA_CHECK(count(start_id_) == num_turns_ && count(end_id_) == num_turns_ - 1, ErrorCode::kData,
             "question {}: its text holds the chat's own marker {} or {}, which would open a turn of its own; remove it from titles and stems",
             question.id, kStart, kEnd);
 

@@ -40,6 +40,7 @@ struct PromptOptions {
   /// Soft token "before" the whole chat (the reference), first in the "user" turn, last in it ("user_end"), or first in the "assistant"
   /// turn. In the last two it comes behind the question, so that questions with the same text share all rows before it.
   std::string place = "before";
+  std::int64_t soft_tokens = 1;       ///< soft rows of a prompt, one behind the other; > 0
   std::optional<std::string> system;  ///< system text; absent: the chat template's own
   bool end_token = false;             ///< the words of an option end with "<|im_end|>" when they are scored
   std::int64_t text_items = 32;       ///< most titles of a text prompt; > 0
@@ -49,8 +50,9 @@ struct PromptOptions {
 [[nodiscard]] PromptOptions prompt_options_from_json(const Json& json, const std::string& what);
 
 struct EncodedQuestion {
-  std::vector<std::int64_t> prompt;                ///< up to and with "<|im_start|>assistant\n"; the soft row holds the id 0
-  std::int64_t soft_index = -1;                    ///< index of the soft row in `prompt`; -1: none
+  std::vector<std::int64_t> prompt;                ///< up to and with "<|im_start|>assistant\n"; the soft rows hold the id 0
+  std::int64_t soft_index = -1;                    ///< index of the first soft row in `prompt`; -1: none
+  std::int64_t num_soft = 0;                       ///< soft rows, one behind the other
   std::vector<std::vector<std::int64_t>> options;  ///< words of each option; empty for a free-form question
   std::vector<std::int64_t> answer;                ///< the answer as stored: gold letter, or free text
   std::int64_t gold = -1;                          ///< index of the gold option; -1 for a free-form question

@@ -1,5 +1,6 @@
 #include "trainer/prompt_tree.h"
 
+#include <algorithm>
 #include <map>
 #include <unordered_map>
 #include <utility>
@@ -24,8 +25,9 @@ class Forest {
  public:
   explicit Forest(const std::vector<ScoredPrompt>& prompts) {
     for (const auto& prompt : prompts) add(prompt);
-    UQA_CHECK(soft_nodes.empty() || soft_nodes.size() == prompts.size(), ErrorCode::kInternal, "pack_prompts: {} of {} prompts have a soft row",
-              soft_nodes.size(), prompts.size());
+    const auto with_soft = std::count_if(prompts.begin(), prompts.end(), [](const auto& p) { return p.prompt->soft_index >= 0; });
+    UQA_CHECK(with_soft == 0 || with_soft == static_cast<std::ptrdiff_t>(prompts.size()), ErrorCode::kInternal, "pack_prompts: {} of {} prompts have a soft row",
+              with_soft, prompts.size());
   }
 
   /// The scored token `token` is predicted by the node `node`.
@@ -65,7 +67,8 @@ class Forest {
     if (root.rows > kTreeRows) root = {};
     std::int64_t node = -1;
     for (std::size_t i = 0; i < question.prompt.size(); ++i) {
-      const bool soft = static_cast<std::int64_t>(i) == question.soft_index;
+      const auto place = static_cast<std::int64_t>(i) - question.soft_index;
+      const bool soft = question.soft_index >= 0 && place >= 0 && place < question.num_soft;
       if (i == 0) {
         if (root.node < 0) roots.push_back(root.node = make(question.prompt[0], -1));
         node = root.node;
@@ -165,7 +168,7 @@ PackedPrompts pack_prompts(const std::vector<ScoredPrompt>& prompts) {
           .ids_T = int_tensor(ids),
           .positions_T = int_tensor(positions),
           .blocks = std::move(rows.blocks),
-          .soft_rows_B = int_tensor(soft_rows),
+          .soft_rows_S = int_tensor(soft_rows),
           .head_rows_R = int_tensor(head_rows),
           .prompt_heads_B = int_tensor(prompt_heads),
           .pair_rows_N = int_tensor(pair_rows),

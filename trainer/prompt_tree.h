@@ -3,7 +3,7 @@
 //
 //   const auto packed = pack_prompts({{.prompt = &q, .continuations = {letter_a, words_a, words_b}}, ...});
 //
-// T packed rows, B prompts, C continuations, R rows that the head runs on, N scored tokens.
+// T packed rows, B prompts, S soft rows, C continuations, R rows that the head runs on, N scored tokens.
 #pragma once
 
 #include <cstdint>
@@ -28,7 +28,7 @@ struct PackedPrompts {
   std::int64_t num_prompts = 0, num_continuations = 0;
   Tensor ids_T, positions_T;                   ///< int64
   std::vector<models::AttentionBlock> blocks;
-  Tensor soft_rows_B;                          ///< int64, rows that soft tokens replace, each of its own; empty when no prompt has one
+  Tensor soft_rows_S;                          ///< int64, rows that soft tokens replace, each of its own, a prompt's together; empty when no prompt has one
   Tensor head_rows_R;                          ///< int64, distinct
   Tensor prompt_heads_B;                       ///< int64, into head_rows: each prompt's last row
   Tensor pair_rows_N, pair_tokens_N;           ///< int64: token n is predicted by head row pair_rows[n]

@@ -57,10 +57,11 @@ struct VocabularyLogSumExp : torch::autograd::Function<VocabularyLogSumExp> {
 
 }  // namespace
 
-Tensor run_prompts(models::LlmImpl& llm, const PackedPrompts& packed, const Tensor& soft_BH) {
-  UQA_CHECK(soft_BH.defined() == (packed.soft_rows_B.numel() > 0), ErrorCode::kInternal, "run_prompts: soft tokens and soft rows must come together");
+Tensor run_prompts(models::LlmImpl& llm, const PackedPrompts& packed, const Tensor& soft_SH) {
+  UQA_CHECK((soft_SH.defined() ? soft_SH.size(0) : 0) == packed.soft_rows_S.numel(), ErrorCode::kInternal, "run_prompts: {} soft tokens for {} soft rows",
+            soft_SH.defined() ? soft_SH.size(0) : 0, packed.soft_rows_S.numel());
   auto x_TH = llm.embed(packed.ids_T);
-  if (soft_BH.defined()) x_TH = x_TH.index_copy(0, packed.soft_rows_B, soft_BH.to(x_TH.scalar_type()));
+  if (soft_SH.defined()) x_TH = x_TH.index_copy(0, packed.soft_rows_S, soft_SH.to(x_TH.scalar_type()));
   return llm.forward(x_TH, packed.positions_T, packed.blocks).index_select(0, packed.head_rows_R).to(at::kFloat);
 }
 

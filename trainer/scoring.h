@@ -1,10 +1,10 @@
 // trainer/scoring.h - log-likelihoods of many continuations of many prompts in one packed LLM pass.
 //
 //   const auto packed = pack_prompts({{.prompt = &q, .continuations = {letter_a, words_a, words_b}}, ...});
-//   const auto head = run_prompts(*llm, packed, soft_BH);
+//   const auto head = run_prompts(*llm, packed, soft_BKH.flatten(0, 1));
 //   const auto sums_C = continuation_sums(packed, token_log_probs(*llm, head, packed));
 //
-// B prompts, C continuations, R rows that the head runs on, N scored tokens, H LLM width, V vocabulary.
+// B prompts, K soft tokens each, S = B * K, C continuations, R rows that the head runs on, N scored tokens, H LLM width, V vocabulary.
 #pragma once
 
 #include "models/llm/decoder.h"
@@ -12,8 +12,8 @@
 
 namespace uqa::trainer {
 
-/// Runs the LLM's layers; soft_BH [B, H] replaces the soft rows (undefined: there are none). Differentiable. -> float32 [R, H]
-[[nodiscard]] Tensor run_prompts(models::LlmImpl& llm, const PackedPrompts& packed, const Tensor& soft_BH);
+/// Runs the LLM's layers; soft_SH [S, H] replaces the soft rows (undefined: there are none). Differentiable. -> float32 [R, H]
+[[nodiscard]] Tensor run_prompts(models::LlmImpl& llm, const PackedPrompts& packed, const Tensor& soft_SH);
 
 /// Log-probability of each scored token over the whole vocabulary, float32 [N]. Differentiable in the states and in a trainable
 /// head. Streams blocks of rows and recomputes them in backward, so that [R, V] never exists. GEMMs in the LLM's compute type.

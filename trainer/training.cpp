@@ -228,7 +228,8 @@ class Loop {
     const bool last = result_.steps == num_steps_;
     if (result_.steps % config_.train.log_every_steps == 0 || last) {
       const double epoch = static_cast<double>(result_.steps) / static_cast<double>(steps_per_epoch_);
-      const Json record = meter_.record(result_.steps, epoch, lr, grad_norm);
+      Json record = meter_.record(result_.steps, epoch, lr, grad_norm);
+      for (const auto& [name, value] : task_.take_figures()) record[name] = value;
       guarded([&] { run_.append_metrics(record); });
     }
     if (epoch_end) ++result_.epochs;

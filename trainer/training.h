@@ -61,6 +61,8 @@ class TrainingTask {
   [[nodiscard]] virtual std::optional<Validation> validate(const comm::Mesh& mesh) = 0;
   /// FLOPs of one training step over all ranks for given totals, by the convention stored in run.json; 0 if not known.
   [[nodiscard]] virtual double flops(std::int64_t num_interactions, std::int64_t num_tokens, std::int64_t num_labels) const = 0;
+  /// Figures of the stage's own for a metrics record, since the last call on this rank; keys carry units.
+  [[nodiscard]] virtual std::map<std::string, double> take_figures() { return {}; }
   /// Train or eval mode of all modules.
   virtual void set_training(bool on) = 0;
   /// Writes what later stages read (weights and how to rebuild the model) into the run directory. Rank 0 only, after training, with

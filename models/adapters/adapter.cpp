@@ -1,15 +1,23 @@
 #include "models/adapters/adapter.h"
 
-#include "core/error.h"
-#include "models/init.h"
-#include "models/layers/no_autocast.h"
+#include <algorithm>
+#include <array>
 
 #include <ATen/Parallel.h>
+
+#include "core/error.h"
+#include "models/adapters/linear_adapter.h"
+#include "models/adapters/mlp_adapter.h"
+#include "models/adapters/query_adapters.h"
+#include "models/layers/no_autocast.h"
+#include "models/tensor_io.h"
 
 // T packed rows of B sequences, H width.
 
 namespace uqa::models {
 namespace {
+
+constexpr std::int64_t kMostTokens = 64;
 
 struct Starts : torch::CustomClassHolder {
   std::vector<std::int64_t> cu_seqlens;
@@ -54,63 +62,66 @@ struct SequenceMean : torch::autograd::Function<SequenceMean> {
 
 }  // namespace
 
-LinearMeanAdapterImpl::LinearMeanAdapterImpl(std::int64_t encoder_hidden, std::int64_t llm_hidden)
-    : up_proj_(register_module("up_proj", torch::nn::Linear(encoder_hidden, llm_hidden))) {}
-
-void LinearMeanAdapterImpl::init_weights(std::uint64_t seed) {
-  const at::NoGradGuard no_grad;
-  init_linear_default_(up_proj_->weight, up_proj_->bias, seed, "adapter.up_proj");
+void AdapterConfig::validate() const {
+  constexpr std::array kKinds{"linear", "mlp", "last", "attention", "qformer"};
+  UQA_CHECK(std::find(kKinds.begin(), kKinds.end(), kind) != kKinds.end(), ErrorCode::kConfig,
+            "adapter.kind = {}, must be linear, mlp, last, attention or qformer; change --adapter.kind", kind);
+  UQA_CHECK(num_tokens >= 1 && num_tokens <= kMostTokens, ErrorCode::kConfig, "adapter.tokens = {}, must be between 1 and {}; change --adapter.tokens", num_tokens,
+            kMostTokens);
+  const bool queries = kind == "attention" || kind == "qformer";
+  UQA_CHECK(num_tokens == 1 || queries, ErrorCode::kConfig,
+            "adapter.tokens = {} with adapter.kind = {}, which makes 1; choose --adapter.kind attention or qformer, or --adapter.tokens 1", num_tokens, kind);
+  UQA_CHECK(inner >= 0, ErrorCode::kConfig, "adapter.inner = {}, must be >= 0 (0: the kind's own rule); change --adapter.inner", inner);
+  UQA_CHECK(num_layers > 0, ErrorCode::kConfig, "adapter.layers = {}, must be > 0; change --adapter.layers", num_layers);
+  UQA_CHECK(num_heads > 0, ErrorCode::kConfig, "adapter.heads = {}, must be > 0; change --adapter.heads", num_heads);
+  UQA_CHECK(!queries || encoder_hidden % num_heads == 0, ErrorCode::kConfig,
+            "adapter.heads = {}, must divide the encoder's width {}; change --adapter.heads", num_heads, encoder_hidden);
 }
 
-void LinearMeanAdapterImpl::init_whitened(std::uint64_t seed, const Tensor& means_SH, double rms) {
-  UQA_CHECK(means_SH.dim() == 2 && means_SH.size(0) >= 2 && means_SH.size(1) == up_proj_->weight.size(1), ErrorCode::kInternal,
-            "adapter: {} mean states of width {}, needs at least 2 of width {}", means_SH.size(0), means_SH.size(1), up_proj_->weight.size(1));
-  const at::NoGradGuard no_grad;
-  init_weights(seed);
-  constexpr double kFloor = 1e-2;
-  const auto means = means_SH.to(at::kDouble);
-  const auto center_H = means.mean(0);
-  const auto centered_SH = means - center_H;
-  const auto covariance_HH = at::mm(centered_SH.t(), centered_SH) / static_cast<double>(means.size(0));
-  const auto [values_H, vectors_HH] = at::linalg_eigh(covariance_HH);
-  const double largest = values_H.max().item<double>();
-  if (!(largest > 0)) return;
-  const auto whiten_HH = at::mm(vectors_HH * (values_H.clamp_min(0) + kFloor * largest).rsqrt(), vectors_HH.t());
-  center_H_ = center_H.to(at::kFloat);
-  whiten_HH_ = whiten_HH.to(at::kFloat);
-  start_from(up_proj_->weight.clone(), means_SH, rms);
+std::int64_t AdapterConfig::resolved_inner() const {
+  if (inner > 0) return inner;
+  return kind == "mlp" ? llm_hidden : 4 * encoder_hidden;
 }
 
-Tensor LinearMeanAdapterImpl::inputs_of(const Tensor& means_SH) const {
-  return center_H_.defined() ? at::mm(means_SH - center_H_, whiten_HH_) : means_SH;
+const char* name_of(StateView view) {
+  switch (view) {
+    case StateView::kMean: return "mean";
+    case StateView::kLast: return "last";
+    case StateView::kAll: return "all";
+  }
+  UQA_FAIL(ErrorCode::kInternal, "unknown state view {}", static_cast<int>(view));
 }
 
-void LinearMeanAdapterImpl::start_from(const Tensor& weight_LH, const Tensor& means_SH, double rms) {
-  const at::NoGradGuard no_grad;
-  const double size = at::mm(inputs_of(means_SH), weight_LH.to(at::kFloat).t()).to(at::kDouble).square().mean().sqrt().item<double>();
-  UQA_CHECK(size > 0, ErrorCode::kNumeric, "adapter: the soft tokens of {} users are all 0; choose another --adapter.init", means_SH.size(0));
-  up_proj_->weight.copy_(weight_LH).mul_(rms / size);
-  up_proj_->bias.zero_();
+std::map<std::string, Tensor> AdapterImpl::stored() const { return state_dict(*this); }
+
+Adapter make_adapter(const AdapterConfig& config) {
+  config.validate();
+  if (config.kind == "mlp") return std::make_shared<MlpAdapterImpl>(config);
+  if (config.kind == "attention") return std::make_shared<AttentionPoolAdapterImpl>(config);
+  if (config.kind == "qformer") return std::make_shared<QFormerAdapterImpl>(config);
+  return std::make_shared<LinearAdapterImpl>(config);
 }
 
-std::pair<Tensor, Tensor> LinearMeanAdapterImpl::folded() const {
-  const at::NoGradGuard no_grad;
-  const auto weight_LH = up_proj_->weight.detach(), bias_L = up_proj_->bias.detach();
-  if (!center_H_.defined()) return {weight_LH.clone(), bias_L.clone()};
-  const auto folded_LH = at::mm(weight_LH.to(at::kDouble), whiten_HH_.to(at::kDouble));  // the whitening matrix is symmetric
-  return {folded_LH.to(at::kFloat), (bias_L.to(at::kDouble) - at::mv(folded_LH, center_H_.to(at::kDouble))).to(at::kFloat)};
-}
-
-Tensor LinearMeanAdapterImpl::forward(const Tensor& states_TH, const PackedLayout& layout) {
+void require_histories(const Tensor& states_TH, const PackedLayout& layout) {
   UQA_CHECK(states_TH.dim() == 2 && states_TH.size(0) == layout.num_rows(), ErrorCode::kInternal, "adapter: {} encoder states for a layout of {} rows",
             states_TH.size(0), layout.num_rows());
-  auto starts = c10::make_intrusive<Starts>();
-  starts->cu_seqlens = layout.cu_seqlens;
   for (std::size_t b = 0; b + 1 < layout.cu_seqlens.size(); ++b) {
     UQA_CHECK(layout.cu_seqlens[b] < layout.cu_seqlens[b + 1], ErrorCode::kData, "adapter: sequence {} is empty, at least one interaction is required", b);
   }
-  const auto mean_BH = SequenceMean::apply(states_TH, starts);
-  return up_proj_->forward(inputs_of(mean_BH)).to(at::kFloat).unsqueeze(1);
+}
+
+Tensor history_means(const Tensor& states_TH, const PackedLayout& layout) {
+  require_histories(states_TH, layout);
+  auto starts = c10::make_intrusive<Starts>();
+  starts->cu_seqlens = layout.cu_seqlens;
+  return SequenceMean::apply(states_TH, starts);
+}
+
+Tensor history_lasts(const Tensor& states_TH, const PackedLayout& layout) {
+  require_histories(states_TH, layout);
+  std::vector<std::int64_t> rows;
+  for (std::size_t b = 0; b + 1 < layout.cu_seqlens.size(); ++b) rows.push_back(layout.cu_seqlens[b + 1] - 1);
+  return states_TH.index_select(0, at::tensor(rows, at::kLong)).to(at::kFloat);
 }
 
 }  // namespace uqa::models

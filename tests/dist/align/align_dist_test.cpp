@@ -34,15 +34,17 @@ class AlignDist : public ::testing::Test {
   test::AlignWorld setting_;
 };
 
-TEST_F(AlignDist, MeanStatesAreTheSameBits) {
+TEST_F(AlignDist, UserStatesAreTheSameBits) {
   const auto set = data::read_questions(setting_.questions);
   const auto data = data::Dataset::open(setting_.data);
   const auto encoder = load_user_model(setting_.encoder_run);
   const auto spans = encoder_spans(set.train, encoder.config.max_len);
-  const auto together = mean_states(encoder.model, data, spans, world_);
-  const auto alone = mean_states(encoder.model, data, spans, comm::Communicator());
-  EXPECT_GT(alone.abs().max().item<double>(), 0.1);
-  EXPECT_TRUE(at::equal(together, alone));
+  for (const auto view : {models::StateView::kMean, models::StateView::kLast, models::StateView::kAll}) {
+    const auto together = compute_user_states(encoder.model, data, spans, view, world_);
+    const auto alone = compute_user_states(encoder.model, data, spans, view, comm::Communicator());
+    EXPECT_GT(alone.rows_RH.abs().max().item<double>(), 0.1);
+    EXPECT_TRUE(at::equal(together.rows_RH, alone.rows_RH)) << models::name_of(view);
+  }
 }
 
 TEST_F(AlignDist, TrainingAndEvaluationAgreeWithOneRank) {

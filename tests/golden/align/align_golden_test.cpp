@@ -88,7 +88,7 @@ void check_case(const std::string& name) {
     const at::NoGradGuard no_grad;
     states_TH = encoder->forward(users, {});
   }
-  LinearMeanAdapter adapter(states_TH.size(1), llm->config().hidden);
+  const auto adapter = make_adapter({.kind = "linear", .encoder_hidden = states_TH.size(1), .llm_hidden = llm->config().hidden});
   load_state_dict(*adapter, with_prefix(tensors, "adapter."), name);
 
   const auto& ids_BS = tensors.at("input.ids");

@@ -15,7 +15,8 @@ UserModelConfig config_of(const std::string& encoder) {
           .num_layers = 3,
           .num_heads = 4,
           .inner = 56,
-          .max_len = 50};
+          .max_len = 50,
+          .mamba2 = {.head_dim = 20}};
 }
 
 /// The published sizes: width 512; tables of 994,447 items and their side information.
@@ -35,6 +36,13 @@ UserModelConfig published(const std::string& encoder) {
     config.num_layers = 6;
     config.num_heads = 8;
     config.inner = 1536;
+  } else if (encoder == "hstu") {
+    config.num_layers = 4;
+    config.num_heads = 8;
+    config.hstu = {.linear_dim = 256, .attention_dim = 256};
+  } else if (encoder == "gru4rec") {
+    config.num_layers = 2;
+    config.inner = 1024;
   } else {
     config.num_layers = 4;
     config.num_heads = 4;
@@ -51,7 +59,7 @@ std::int64_t count(const torch::nn::Module& module, const std::string& prefix) {
 }
 
 TEST(Cost, ParameterCountsAreThoseOfTheRealModel) {
-  for (const auto* encoder : {"sasrec", "trm_plus"}) {
+  for (const auto* encoder : {"sasrec", "hstu", "gru4rec", "mamba2", "trm_plus"}) {
     for (const std::int64_t inner : {0, 56}) {
       auto config = config_of(encoder);
       config.inner = inner;
@@ -63,7 +71,7 @@ TEST(Cost, ParameterCountsAreThoseOfTheRealModel) {
       EXPECT_EQ(counts.total(), count(*model, "")) << encoder;
     }
   }
-  const LinearMeanAdapter adapter(40, 64);
+  const auto adapter = make_adapter({.kind = "linear", .encoder_hidden = 40, .llm_hidden = 64});
   EXPECT_EQ(count_adapter_parameters(40, 64), count(*adapter, ""));
 }
 
@@ -72,6 +80,9 @@ TEST(Cost, PublishedSizesGiveTheDerivedParameterCounts) {
   EXPECT_EQ(published("trm_plus").resolved_inner(), 1536);
   EXPECT_EQ(sasrec.backbone, 16028672);
   EXPECT_EQ(trm_plus.backbone, 13635584);
+  EXPECT_EQ(count_parameters(published("hstu")).backbone, 20978176);
+  EXPECT_EQ(count_parameters(published("gru4rec")).backbone, 11535872);
+  EXPECT_EQ(count_parameters(published("mamba2")).backbone, 6880448);
   EXPECT_EQ(trm_plus.tables, 181555328);
   EXPECT_EQ(count_adapter_parameters(512, 2048), 1050624);
 }
@@ -85,6 +96,18 @@ TEST(Cost, ForwardFlopsAreTwicePerWeightAndVisibleKey) {
   EXPECT_DOUBLE_EQ(flops.item_softmax, 2.0 * 70 * 32 * 900);
   EXPECT_DOUBLE_EQ(flops.total() - flops.item_softmax, flops.without_softmax());
   EXPECT_DOUBLE_EQ(forward_flops(config, 100, 9).item_softmax, 2.0 * 100 * 32 * 900);
+}
+
+TEST(Cost, WhatMixesPositionsIsCountedForEveryEncoder) {
+  auto hstu = config_of("hstu");
+  hstu.hstu = {.linear_dim = 6, .attention_dim = 10};
+  EXPECT_DOUBLE_EQ(forward_flops(hstu, 100, 9).attention, 2.0 * 3 * hstu.num_heads * 16 * 100 * 5);
+  EXPECT_EQ(forward_flops(config_of("gru4rec"), 100, 9).attention, 0);
+  auto mamba2 = config_of("mamba2");
+  const double width = 80, state = static_cast<double>(mamba2.mamba2.state_size);
+  EXPECT_DOUBLE_EQ(forward_flops(mamba2, 100, 9).attention, 2.0 * 3 * 100 * ((state + width) * 5 + 2 * state * width));
+  mamba2.mamba2.chunk = 3;  // a row sees two keys of its chunk on average
+  EXPECT_DOUBLE_EQ(forward_flops(mamba2, 100, 9).attention, 2.0 * 3 * 100 * ((state + width) * 2 + 2 * state * width));
 }
 
 TEST(Cost, TheItemSoftmaxCostsNineTimesTheBackboneAtThePublishedSizes) {

@@ -72,7 +72,7 @@ TEST_F(Align, WithoutTheTokenItCannotBeLearned) {
   EXPECT_LT(result["best_valid_metric"].get<double>(), 0.6);
   const auto aligned = load_aligned(dir_.path() / "run");
   EXPECT_EQ(aligned.prompt, "none");
-  EXPECT_TRUE(aligned.adapter.is_empty());
+  EXPECT_EQ(aligned.adapter, nullptr);
 }
 
 TEST_F(Align, EveryObjectiveAndAnswerLowersItsLoss) {
@@ -145,8 +145,72 @@ TEST_F(Align, CalibratedTrainingLearnsWhatOnlyTheUserDecides) {
     const auto result = train(config, init);
     EXPECT_GT(result["best_valid_metric"].get<double>(), 0.8) << init;
     const auto aligned = load_aligned(dir_.path() / init);
-    EXPECT_EQ(aligned.average_user_1L.sizes(), at::IntArrayRef({1, aligned.llm->config().hidden}));
+    EXPECT_EQ(aligned.average_user_KL.sizes(), at::IntArrayRef({1, aligned.llm->config().hidden}));
   }
+}
+
+TEST_F(Align, EveryAdapterLearns) {
+  for (const auto& [kind, tokens] : {std::pair("mlp", 1), std::pair("last", 1), std::pair("attention", 3), std::pair("qformer", 2)}) {
+    auto config = world_config(world_);
+    config.adapter.kind = kind;
+    config.adapter.tokens = tokens;
+    config.prompt_format.place = "user_end";
+    config.calibrate = true;
+    config.loop.train.epochs = 16;
+    const auto result = train(config, kind);
+    EXPECT_GT(result["best_valid_metric"].get<double>(), 0.6) << kind;
+    const auto aligned = load_aligned(dir_.path() / kind);
+    EXPECT_EQ(aligned.adapter->config().kind, kind);
+    EXPECT_EQ(aligned.average_user_KL.sizes(), at::IntArrayRef({tokens, aligned.llm->config().hidden}));
+    EXPECT_EQ(aligned.prompt_options.soft_tokens, tokens);
+  }
+}
+
+TEST_F(Align, CachedTrainingEqualsAnEncoderThatRunsInEveryStep) {
+  for (const auto& [kind, bound] : {std::pair("linear", 1e-5), std::pair("last", 1e-5), std::pair("qformer", 1e-3)}) {
+    auto config = world_config(world_);
+    config.adapter.kind = kind;
+    config.loop.optim.kind = "sgd";
+    config.loop.optim.peak_lr = 0.05;
+    const std::string name = kind;
+    config.cache.users = "off";
+    static_cast<void>(train(config, name + "-off"));
+    config.cache.users = (dir_.path() / (name + ".h5")).string();
+    static_cast<void>(train(config, name + "-made"));
+    static_cast<void>(train(config, name + "-read"));
+    const auto off = records(name + "-off", "loss_nats"), made = records(name + "-made", "loss_nats"), read = records(name + "-read", "loss_nats");
+    ASSERT_EQ(off.size(), made.size());
+    for (std::size_t i = 0; i < off.size(); ++i) {
+      EXPECT_NEAR(off[i]["loss_nats"].get<double>(), made[i]["loss_nats"].get<double>(), bound) << kind << " step " << i;
+      EXPECT_EQ(made[i]["loss_nats"], read[i]["loss_nats"]);
+    }
+    EXPECT_GT(off.back()["encoder_s"].get<double>(), 0) << kind;
+    EXPECT_EQ(made.back()["encoder_s"].get<double>(), 0) << kind;
+    // The file is for this encoder, these questions and this view only.
+    auto other = config;
+    other.adapter.kind = name == "last" ? "linear" : "last";
+    EXPECT_UQA_ERROR(train(other, name + "-view"), ErrorCode::kConfig, "holds states of another view");
+    other = config;
+    const auto weights = world_.encoder_run / "model.safetensors";
+    const auto before = read_file(weights);
+    test::write_encoder(world_.encoder_run, data::Dataset::open(world_.data), 77);
+    EXPECT_UQA_ERROR(train(other, name + "-encoder"), ErrorCode::kConfig, "holds states of another encoder");
+    write_file_atomic(weights, before);
+  }
+}
+
+TEST_F(Align, RefusesACacheThatCannotBe) {
+  auto config = world_config(world_);
+  config.cache.max_bytes = 100;
+  EXPECT_UQA_ERROR(train(config, "small"), ErrorCode::kConfig, "cache.max_bytes = 100");
+  config = world_config(world_);
+  config.cache.users = (dir_.path() / "users.h5").string();
+  config.freeze = "llm";
+  EXPECT_UQA_ERROR(config.validate(), ErrorCode::kConfig, "while the encoder is trained");
+  config = world_config(world_);
+  config.adapter.kind = "mlp";
+  config.adapter.init = "words";
+  EXPECT_UQA_ERROR(config.validate(), ErrorCode::kConfig, "adapter.init = words with adapter.kind = mlp");
 }
 
 TEST_F(Align, RefusesACalibrationWithoutAnAverageUser) {

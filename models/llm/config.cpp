@@ -48,22 +48,34 @@ class ConfigReader {
   std::string what_;
 };
 
-/// New files have rope_parameters {rope_theta, rope_type}, old ones rope_theta beside rope_scaling.
-double read_rope_theta(const ConfigReader& reader) {
-  double theta = reader.value_or<double>("rope_theta", 10000.0);
+RopeScaling read_llama3(const ConfigReader& reader, const char* key, const Json& rope, const std::string& where) {
+  const RopeScaling scaling{.factor = get<double>(rope, "factor", where),
+                            .low_factor = get<double>(rope, "low_freq_factor", where),
+                            .high_factor = get<double>(rope, "high_freq_factor", where),
+                            .original_positions = get<std::int64_t>(rope, "original_max_position_embeddings", where)};
+  if (!(scaling.factor >= 1) || !std::isfinite(scaling.factor)) reader.refuse(key, "its factor must be 1 or above");
+  if (!(scaling.low_factor > 0) || !(scaling.high_factor > scaling.low_factor) || !std::isfinite(scaling.high_factor)) {
+    reader.refuse(key, "must have 0 < low_freq_factor < high_freq_factor");
+  }
+  if (scaling.original_positions <= 0 || scaling.original_positions >= kLargest) reader.refuse(key, "its original_max_position_embeddings must be above 0");
+  return scaling;
+}
+
+/// New files have rope_parameters {rope_theta, rope_type, ...}, old ones rope_theta beside rope_scaling.
+void read_rope(const ConfigReader& reader, LlmConfig& config) {
+  config.rope_theta = reader.value_or<double>("rope_theta", 10000.0);
   for (const char* key : {"rope_parameters", "rope_scaling"}) {
     if (reader.absent(key)) continue;
     const auto& rope = reader.json().at(key);
     const auto where = fmt::format("{}: {}", reader.what(), key);
     const auto type = get_or<std::string>(rope, "rope_type", get_or<std::string>(rope, "type", "default", where), where);
-    if (type != "default") reader.refuse(key, "only rope_type 'default' (plain RoPE) is supported");
-    for (const char* scaling : {"factor", "partial_rotary_factor"}) {
-      if (get_or<double>(rope, scaling, 1.0, where) != 1.0) reader.refuse(key, fmt::format("{} other than 1 is not supported", scaling));
-    }
-    theta = get_or<double>(rope, "rope_theta", theta, where);
+    if (type != "default" && type != "llama3") reader.refuse(key, "only rope_type 'default' (plain RoPE) and 'llama3' are supported");
+    if (type == "llama3") config.rope_scaling = read_llama3(reader, key, rope, where);
+    if (type == "default" && get_or<double>(rope, "factor", 1.0, where) != 1.0) reader.refuse(key, "factor other than 1 needs rope_type 'llama3'");
+    if (get_or<double>(rope, "partial_rotary_factor", 1.0, where) != 1.0) reader.refuse(key, "partial_rotary_factor other than 1 is not supported");
+    config.rope_theta = get_or<double>(rope, "rope_theta", config.rope_theta, where);
   }
-  if (!(theta > 0) || !std::isfinite(theta)) reader.refuse("rope_theta", "must be above 0");
-  return theta;
+  if (!(config.rope_theta > 0) || !std::isfinite(config.rope_theta)) reader.refuse("rope_theta", "must be above 0");
 }
 
 std::vector<std::int64_t> read_token_ids(const Json& json, const std::string& key, const std::string& what) {
@@ -98,7 +110,7 @@ LlmConfig LlmConfig::load(const fs::path& directory) {
   }
   config.norm_eps = reader.value_or<double>("rms_norm_eps", 1e-6);
   if (!(config.norm_eps >= 0) || !std::isfinite(config.norm_eps)) reader.refuse("rms_norm_eps", "must be 0 or above");
-  config.rope_theta = read_rope_theta(reader);
+  read_rope(reader, config);
   config.tied_embeddings = reader.value_or<bool>("tie_word_embeddings", false);
   config.qkv_bias = qwen2;
 

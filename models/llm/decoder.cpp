@@ -140,7 +140,7 @@ Tensor LlmImpl::run_layers(const Tensor& x_TH, const Tensor& positions_T, Attend
             longest + 1, config_.max_positions);
 
   const auto dtype = options_.dtype;
-  const auto rope = llm::rope_tables(positions_T, config_.head_dim, config_.rope_theta);
+  const auto rope = llm::rope_tables(positions_T, config_.head_dim, config_.rope_theta, config_.rope_scaling);
   Tensor delta_TH;
   for (std::size_t i = 0; i < modules_->layers.size(); ++i) {
     auto& layer = modules_->layers[i];

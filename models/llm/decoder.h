@@ -8,6 +8,7 @@
 
 #include <map>
 #include <memory>
+#include <optional>
 #include <string>
 #include <utility>
 #include <vector>
@@ -17,13 +18,21 @@
 
 namespace uqa::models {
 
-/// config.json, resolved. Only model_type "llama" and "qwen2" with plain RoPE are accepted; other architectures, RoPE scaling,
-/// sliding windows, MLP biases or activations are refused (Error(kData)) naming file, key and value.
+/// Llama 3's scaling of rotary frequencies (rope_type "llama3"): wavelengths above original_positions / low_factor are stretched by
+/// `factor`, those below original_positions / high_factor stay, between them the two are mixed. Grattafiori et al., arXiv 2407.21783.
+struct RopeScaling {
+  double factor = 1, low_factor = 1, high_factor = 4;
+  std::int64_t original_positions = 0;
+};
+
+/// config.json, resolved. Only model_type "llama" and "qwen2" with plain RoPE or Llama 3's scaling are accepted; other architectures, RoPE
+/// scalings, sliding windows, MLP biases or activations are refused (Error(kData)) naming file, key and value.
 struct LlmConfig {
   std::string model_type;
   std::int64_t hidden = 0, num_layers = 0, num_heads = 0, num_kv_heads = 0, head_dim = 0, intermediate = 0, vocab_size = 0;
   std::int64_t max_positions = 0;
   double rope_theta = 10000, norm_eps = 1e-6;
+  std::optional<RopeScaling> rope_scaling;
   bool tied_embeddings = false;   ///< lm_head is embed_tokens
   bool qkv_bias = false;          ///< qwen2
   std::vector<std::int64_t> eos_ids;

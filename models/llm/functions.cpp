@@ -106,10 +106,25 @@ std::pair<Tensor, Tensor> add_norm(const Tensor& h_TH, const Tensor& delta_TH, c
 
 Tensor swiglu_activation(const Tensor& gate_up_TI2, std::int64_t spare) { return SwiGlu::apply(gate_up_TI2, spare); }
 
-RopeTables rope_tables(const Tensor& positions_T, std::int64_t head_dim, double theta) {
+namespace {
+
+Tensor scaled_frequencies(const Tensor& frequencies_R, const RopeScaling& scaling) {
+  const auto original = static_cast<double>(scaling.original_positions);
+  const auto wavelengths_R = 2 * M_PI / frequencies_R;
+  const auto stretched_R = frequencies_R / scaling.factor;
+  const auto kept_R = (original / wavelengths_R - scaling.low_factor) / (scaling.high_factor - scaling.low_factor);  // share of the plain frequency
+  const auto mixed_R = (1 - kept_R) * stretched_R + kept_R * frequencies_R;
+  return at::where(wavelengths_R > original / scaling.low_factor, stretched_R,
+                   at::where(wavelengths_R < original / scaling.high_factor, frequencies_R, mixed_R));
+}
+
+}  // namespace
+
+RopeTables rope_tables(const Tensor& positions_T, std::int64_t head_dim, double theta, const std::optional<RopeScaling>& scaling) {
   const auto float_options = positions_T.options().dtype(at::kFloat);
   const auto exponents_R = at::arange(0, head_dim, 2, float_options) / static_cast<double>(head_dim);
-  const auto frequencies_R = at::reciprocal(at::pow(theta, exponents_R));
+  auto frequencies_R = at::reciprocal(at::pow(theta, exponents_R));
+  if (scaling) frequencies_R = scaled_frequencies(frequencies_R, *scaling);
   const auto angles_TR = positions_T.to(at::kFloat).unsqueeze(1) * frequencies_R.unsqueeze(0);
   return {angles_TR.cos(), angles_TR.sin()};
 }

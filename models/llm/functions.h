@@ -6,8 +6,10 @@
 // leaves room for x A^T behind each row. Their values and gradients mean nothing to these functions.
 #pragma once
 
+#include <optional>
 #include <utility>
 
+#include "models/llm/decoder.h"
 #include "models/torch_pch.h"
 
 namespace uqa::models::llm {
@@ -25,8 +27,8 @@ using at::Tensor;
 struct RopeTables {
   Tensor cos_TR, sin_TR;  ///< float32 [T, D / 2]
 };
-/// Angles position * theta^(-2 i / D), in float32 as Hugging Face computes them. positions int64 [T].
-[[nodiscard]] RopeTables rope_tables(const Tensor& positions_T, std::int64_t head_dim, double theta);
+/// Angles position * theta^(-2 i / D), in float32 as Hugging Face computes them, the frequencies scaled if so configured. positions int64 [T].
+[[nodiscard]] RopeTables rope_tables(const Tensor& positions_T, std::int64_t head_dim, double theta, const std::optional<RopeScaling>& scaling = std::nullopt);
 
 struct QkvHeads {
   Tensor q_TND, k_TKD, v_TKD;

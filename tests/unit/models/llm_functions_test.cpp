@@ -98,6 +98,30 @@ TEST_P(LlmFunctions, RopeHeadsMatchPlainOperations) {
   EXPECT_LT(relative_error(bias.grad(), bias64.grad()), type == at::kFloat ? 5e-6 : 1e-2);
 }
 
+TEST(LlmRope, Llama3ScalingStretchesLongWavelengthsOnly) {
+  const RopeScaling scaling{.factor = 8, .low_factor = 1, .high_factor = 4, .original_positions = 256};
+  const auto positions = at::tensor({1}, at::kLong);
+  const auto plain = rope_tables(positions, 16, 1000), scaled = rope_tables(positions, 16, 1000, scaling);
+  int kept = 0, mixed = 0, stretched = 0;
+  for (std::int64_t i = 0; i < 8; ++i) {
+    const double frequency = std::pow(1000.0, -static_cast<double>(i) / 8), wavelength = 2 * M_PI / frequency;
+    double expected = frequency;
+    if (wavelength > 256) {
+      expected = frequency / 8;
+      ++stretched;
+    } else if (wavelength > 64) {
+      const double share = (256 / wavelength - 1) / 3;
+      expected = (1 - share) * frequency / 8 + share * frequency;
+      ++mixed;
+    } else {
+      ++kept;
+    }
+    EXPECT_NEAR(scaled.sin_TR[0][i].item<double>(), std::sin(expected), 1e-6) << i;
+    EXPECT_NEAR(plain.sin_TR[0][i].item<double>(), std::sin(frequency), 1e-6) << i;
+  }
+  EXPECT_TRUE(kept > 0 && mixed > 0 && stretched > 0);
+}
+
 TEST_P(LlmFunctions, CrossEntropyRowsMatchPlainOperations) {
   const auto type = GetParam();
   auto logits = random_normal({7, 61}, 1, type) * 5;

@@ -171,6 +171,24 @@ TEST_F(LlmDirectory, RefusesArchitecturesThatItDoesNotCompute) {
   EXPECT_THAT(refusal(), HasSubstr("config.json"));
 }
 
+TEST_F(LlmDirectory, ReadsLlama3Scaling) {
+  const Json scaling{{"rope_type", "llama3"}, {"factor", 8.0}, {"low_freq_factor", 1.0}, {"high_freq_factor", 4.0}, {"original_max_position_embeddings", 32}};
+  write_config([&](Json& j) { j["rope_scaling"] = scaling; });
+  const auto config = LlmConfig::load(directory_);
+  ASSERT_TRUE(config.rope_scaling.has_value());
+  EXPECT_EQ(config.rope_scaling->factor, 8);
+  EXPECT_EQ(config.rope_scaling->original_positions, 32);
+  EXPECT_EQ(config.rope_theta, 1000);
+  for (const auto& [key, value] : std::vector<std::pair<std::string, double>>{{"factor", 0.5}, {"low_freq_factor", 5.0}, {"original_max_position_embeddings", 0}}) {
+    write_config([&, k = key, v = value](Json& j) {
+      j["rope_scaling"] = scaling;
+      j["rope_scaling"][k] = v;
+      if (k == "original_max_position_embeddings") j["rope_scaling"][k] = static_cast<std::int64_t>(v);
+    });
+    EXPECT_THAT(refusal(), ::testing::AllOf(HasSubstr("rope_scaling"), HasSubstr(key))) << key;
+  }
+}
+
 TEST_F(LlmDirectory, ReadsOldAndNewRopeKeysAndEndTokens) {
   EXPECT_EQ(LlmConfig::load(directory_).rope_theta, 1000);
   EXPECT_EQ(LlmConfig::load(directory_).eos_ids, std::vector<std::int64_t>{2});

@@ -42,6 +42,11 @@ struct Question {
   [[nodiscard]] std::size_t gold() const;
 };
 
+/// The same question with its options moved `shift` places forward (option i becomes the old option (i + shift) modulo 4), the gold letter and the
+/// text with them. `language` is the question set's. Error(kConfig) for a question whose text is not stem, options and how to answer as
+/// `uqa questions` words them: its options cannot be moved.
+[[nodiscard]] Question with_rotated_options(const Question& question, std::int64_t shift, const std::string& language);
+
 [[nodiscard]] Json to_json(const Question& q);
 [[nodiscard]] Question question_from_json(const Json& json, const std::string& what);
 

@@ -4,6 +4,7 @@
 #include "launch/bind.h"
 #include "launch/command.h"
 #include "trainer/evaluate.h"
+#include "trainer/option_audit.h"
 
 namespace uqa::launch {
 namespace {
@@ -22,6 +23,7 @@ class EvaluateCommand final : public Command {
     options_.add("shuffle_seed", &config_.shuffle_seed, "which permutation of users 'shuffled' takes");
     options_.add("text_items", &config_.text_items, "most titles of a 'text' prompt, newest first (> 0)");
     options_.add("max_questions", &config_.max_questions, "a fixed random subset of so many; 0: all");
+    options_.add("audit_options", &config_.audit_options, "answer four times, with the options rotated, and show how much their order moves the result");
     options_.add("num_threads", &config_.num_threads, "threads of one rank; 0: cores of the host / ranks on it");
     bind(options_, call_);
   }
@@ -54,6 +56,7 @@ class EvaluateCommand final : public Command {
     for (const auto rule : trainer::kRules) {
       if (result.rules.contains(rule)) std::printf("\n%s", trainer::render_table({{result.prompt, result}}, rule).c_str());
     }
+    if (result.details.contains("option_audit")) std::printf("\n%s", trainer::render_audit(result.details.at("option_audit")).c_str());
   }
 
   trainer::EvaluateConfig config_;

@@ -11,6 +11,7 @@ const std::vector<CommandEntry>& commands() {
       {"align", "trains the adapter (and LoRA) that shows users to an LLM", make_align_command},
       {"evaluate", "answers questions with a soft prompt or a baseline and scores them", make_evaluate_command},
       {"compare", "tests whether two evaluations differ", make_compare_command},
+      {"export", "writes a run as safetensors, as a Hugging Face directory, and as users' soft prompts", make_export_command},
       {"bench", "measures throughput, memory and FLOPs of one part", make_bench_command},
   };
   return table;

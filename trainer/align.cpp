@@ -73,7 +73,7 @@ struct AlignTask::Impl {
     }
     flops_per_token = (frozen.llm ? 4.0 : 6.0) * weights + 6.0 * lora;
     if (soft && !frozen.encoder) {
-      for (const auto& parameter : users->encoder().named_parameters()) {
+      for (const auto& parameter : users->encoder()->named_parameters()) {
         if (parameter.value().dim() == 2 && !parameter.key().starts_with("ebc.")) flops_per_interaction += 6.0 * static_cast<double>(parameter.value().numel());
       }
     }
@@ -154,7 +154,7 @@ std::vector<NamedParameter> AlignTask::parameters() const {
     }
   };
   if (s.soft) {
-    add("encoder.", s.users->encoder());
+    add("encoder.", *s.users->encoder());
     add("adapter.", s.users->adapter());
   }
   for (const auto& [name, tensor] : s.llm->trainable_parameters()) parameters.push_back({"llm." + name, tensor});
@@ -256,7 +256,7 @@ void AlignTask::set_training(bool on) {
   s.llm->train(on);
   if (!s.soft) return;
   s.users->adapter().train(on && !s.frozen.adapter);
-  s.users->encoder().train(on && !s.frozen.encoder);  // a frozen encoder runs without dropout
+  s.users->encoder()->train(on && !s.frozen.encoder);  // a frozen encoder runs without dropout
 }
 
 void AlignTask::save_model(const fs::path& directory) const {
@@ -288,7 +288,7 @@ void AlignTask::save_model(const fs::path& directory) const {
   if (s.soft) {
     auto& users = *s.users;
     for (const auto& [name, tensor] : users.adapter().stored()) tensors["adapter." + name] = tensor.detach();
-    if (!s.frozen.encoder) add("encoder.", users.encoder());
+    if (!s.frozen.encoder) add("encoder.", *users.encoder());
     const at::NoGradGuard no_grad;
     if (const auto average_KL = users.average_user(); average_KL.defined()) tensors["average_user"] = average_KL;
     json["adapter"] = to_json(users.adapter().config());

@@ -38,7 +38,7 @@ class AlignUsers {
   [[nodiscard]] Tensor average_user();
 
   [[nodiscard]] models::AdapterImpl& adapter() const { return *adapter_; }
-  [[nodiscard]] models::UserModelImpl& encoder() const { return *encoder_.model; }
+  [[nodiscard]] models::UserModel encoder() const { return encoder_.model; }
   [[nodiscard]] const models::UserModelConfig& encoder_config() const { return encoder_.config; }
   [[nodiscard]] const std::string& encoder_digest() const { return encoder_digest_; }
   [[nodiscard]] const std::vector<data::Span>& spans() const { return spans_; }  ///< of questions.all()

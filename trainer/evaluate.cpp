@@ -13,6 +13,7 @@
 #include "core/signals.h"
 #include "trainer/align.h"
 #include "trainer/align_parts.h"
+#include "trainer/option_audit.h"
 #include "trainer/run_info.h"
 #include "trainer/scoring.h"
 
@@ -36,16 +37,22 @@ class Evaluation {
   EvaluationResult operator()() {
     comm::run_agreed(world_, [&] { open(); });
     compute_states();
-    const auto begin = Clock::now();
-    const Scores mine = score_share();
-    const auto nats_QS = in_file_order(comm::all_gather(at::cat(mine.option_nats, 0), world_));
-    const auto greedy_Q = in_file_order(comm::all_gather(at::cat(mine.greedy, 0), world_));
-    const double seconds = std::chrono::duration<double>(Clock::now() - begin).count();
+    std::vector<std::vector<Prediction>> rotations;
+    double seconds = 0;
+    for (std::int64_t shift = 0; shift < (config_.audit_options ? static_cast<std::int64_t>(kNumOptions) : 1); ++shift) {
+      comm::run_agreed(world_, [&] { encode(shift); });
+      const auto begin = Clock::now();
+      const Scores mine = score_share();
+      const auto nats_QS = in_file_order(comm::all_gather(at::cat(mine.option_nats, 0), world_));
+      const auto greedy_Q = in_file_order(comm::all_gather(at::cat(mine.greedy, 0), world_));
+      if (shift == 0) seconds = std::chrono::duration<double>(Clock::now() - begin).count();
+      comm::run_agreed(world_, [&] { rotations.push_back(judge_all(nats_QS, greedy_Q)); });
+    }
     EvaluationResult result;
     comm::run_agreed(world_, [&] {
-      const auto predictions = judge_all(nats_QS, greedy_Q);
-      result = summarise(predictions, seconds);
-      if (output_) write(predictions, result);
+      result = summarise(rotations.front(), seconds);
+      if (config_.audit_options) result.details["option_audit"] = to_json(audit_options(rotations));
+      if (output_) write(rotations.front(), result);
     });
     return result;
   }
@@ -70,15 +77,11 @@ class Evaluation {
     questions_ = config_.split == "test" ? std::move(set_.test) : std::move(set_.train);
     UQA_CHECK(!questions_.empty(), ErrorCode::kData, "questions {} hold no {} questions; build them again or change --split", questions_path, config_.split);
     take_subset();
-    std::vector<std::size_t> all(questions_.size());
-    std::iota(all.begin(), all.end(), std::size_t{0});
-    by_text_ = groups_by_text(questions_, all);
+    stored_ = questions_;
     auto options = model_.prompt_options;
     options.text_items = config_.text_items;
     encoder_ = std::make_unique<PromptEncoder>(model_.llm_directory, set_.language, options);
     letters_ = letter_tokens(*encoder_);
-    encoded_ = encoder_->encode_all(questions_, prompt_, &data_);
-    if (prompt_ == Prompt::kText) without_titles_ = encoder_->encode_all(questions_, Prompt::kNone, nullptr);
     has_reference_ = prompt_ == Prompt::kText || (has_state(prompt_) && model_.average_user_KL.defined());
     if (has_state(prompt_) && !has_reference_) {
       log::warn("evaluate", "run {} was aligned with a trained encoder and holds no average user: rule calibrated is left out", config_.run);
@@ -89,6 +92,16 @@ class Evaluation {
       if (path_.has_parent_path()) fs::create_directories(path_.parent_path());
       output_.emplace(path_, OutputDirOptions{.kind = "uqa.evaluation", .overwrite = config_.overwrite});
     }
+  }
+
+  /// The questions with their options moved `shift` places, as tokens.
+  void encode(std::int64_t shift) {
+    for (std::size_t q = 0; q < questions_.size(); ++q) questions_[q] = data::with_rotated_options(stored_[q], shift, set_.language);
+    std::vector<std::size_t> all(questions_.size());
+    std::iota(all.begin(), all.end(), std::size_t{0});
+    by_text_ = groups_by_text(questions_, all);
+    encoded_ = encoder_->encode_all(questions_, prompt_, &data_);
+    if (prompt_ == Prompt::kText) without_titles_ = encoder_->encode_all(questions_, Prompt::kNone, nullptr);
   }
 
   /// Rows that came in the order of by_text_, put in the order of questions_.
@@ -300,7 +313,7 @@ class Evaluation {
   AlignedModel model_;
   data::Dataset data_;
   data::QuestionSet set_;
-  std::vector<data::Question> questions_;
+  std::vector<data::Question> stored_, questions_;  ///< as stored; with their options as they are shown
   std::vector<QuestionGroup> by_text_;  ///< of questions_
   std::unique_ptr<PromptEncoder> encoder_;
   LetterTokens letters_;
@@ -331,6 +344,7 @@ fs::path evaluation_directory(const EvaluateConfig& config, const std::string& q
   if (config.prompt == "shuffled" && config.shuffle_seed != defaults.shuffle_seed) name += fmt::format(".seed{}", config.shuffle_seed);
   if (config.prompt == "text" && config.text_items != defaults.text_items) name += fmt::format(".items{}", config.text_items);
   if (config.split != defaults.split) name += "." + config.split;
+  if (config.audit_options) name += ".audit";
   if (config.max_questions != defaults.max_questions) name += fmt::format(".max{}", config.max_questions);
   return fs::path(config.run) / "eval" / (name + "-" + questions_digest.substr(0, 8));
 }

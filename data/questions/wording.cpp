@@ -121,4 +121,20 @@ std::string message_text(const std::string& stem, const std::vector<std::string>
   return text + (language == Language::kChinese ? "\n请直接回答选项。" : "\nAnswer with the option.");
 }
 
+Question with_rotated_options(const Question& question, std::int64_t shift, const std::string& language) {
+  if (shift == 0) return question;
+  const auto wording = language == "zh" ? Language::kChinese : Language::kEnglish;
+  UQA_CHECK(!question.options.empty() && message_text(question.stem, question.options, wording) == question.text, ErrorCode::kConfig,
+            "question {}: its text is not its stem, options and how to answer as `uqa questions` words them, so its options cannot be moved; build the questions "
+            "with `uqa questions`",
+            question.id);
+  Question rotated = question;
+  const auto count = static_cast<std::int64_t>(question.options.size());
+  for (std::int64_t i = 0; i < count; ++i) rotated.options[static_cast<std::size_t>(i)] = question.options[static_cast<std::size_t>((i + shift) % count)];
+  const auto gold = (static_cast<std::int64_t>(question.gold()) - shift % count + count) % count;
+  rotated.answer = std::string(1, static_cast<char>('A' + gold));
+  rotated.text = message_text(rotated.stem, rotated.options, wording);
+  return rotated;
+}
+
 }  // namespace uqa::data

@@ -9,6 +9,7 @@
 #include "align_fixture.h"
 #include "tests/support/expect_error.h"
 #include "tests/support/temp_dir.h"
+#include "trainer/option_audit.h"
 
 namespace uqa::trainer {
 namespace {
@@ -134,6 +135,55 @@ TEST_F(AlignEvaluate, ResultDoesNotDependOnBatchSize) {
       EXPECT_NEAR(one[i].calibrated_nats[o], large[i].calibrated_nats[o], 1e-5);
     }
   }
+}
+
+TEST_F(AlignEvaluate, AuditCountsWhatTheOrderOfOptionsMoves) {
+  auto audited = config("soft");
+  audited.audit_options = true;
+  // The world's texts are not worded as `uqa questions` does: reword them.
+  auto set = data::read_questions(world_->questions);
+  for (auto* questions : {&set.train, &set.test}) {
+    for (auto& question : *questions) question.text += "\nAnswer with the option.";
+  }
+  test::write_question_set(dir_->path() / "worded", set.train, set.test, set.data_digest);
+  EXPECT_UQA_ERROR(evaluate(audited), ErrorCode::kConfig, "its options cannot be moved");
+  audited.questions = (dir_->path() / "worded").string();
+  const auto result = evaluate(audited);
+  const auto& rules = result.details.at("option_audit").at("rules");
+  const auto& text = rules.at("text");
+  ASSERT_EQ(text.at("accuracies").size(), 4U);
+  EXPECT_EQ(text.at("accuracies")[0].get<double>(), result.rules.at(Rule::kText).all.value());
+  double shares = 0;
+  for (const double share : text.at("letter_shares").get<std::vector<double>>()) shares += share;
+  EXPECT_NEAR(shares, 1, 1e-9);
+  EXPECT_THAT(render_audit(result.details.at("option_audit")), ::testing::HasSubstr("agreement"));
+}
+
+TEST(OptionAudit, AgreementFollowsTheOptionAndSwingTheAccuracy) {
+  // Question 0: always the option stored first. Question 1: always the letter A, whatever stands there.
+  std::vector<std::vector<Prediction>> rotations(4);
+  for (std::size_t r = 0; r < 4; ++r) {
+    for (std::int64_t q = 0; q < 2; ++q) {
+      Prediction p{.question = "?", .prediction = "A", .answer = "A", .type = "df", .id = q, .letter_nats = {0, 0, 0, 0}, .text_nats = {0, 0, 0, 0},
+                   .calibrated_nats = {0, 0, 0, 0}, .correct = {}};
+      const std::size_t letter = q == 0 ? (4 - r) % 4 : 0;
+      p.text_nats[letter] = p.letter_nats[letter] = 1;
+      const std::size_t gold = (4 - r) % 4;  // the option stored first is right
+      p.answer = std::string(1, static_cast<char>('A' + static_cast<int>(gold)));
+      judge(p, static_cast<std::int64_t>(gold));
+      rotations[r].push_back(p);
+    }
+  }
+  const auto audit = audit_options(rotations);
+  const auto& text = audit.rules.at(Rule::kText);
+  EXPECT_EQ(text.accuracies, (std::vector<double>{1, 0.5, 0.5, 0.5}));
+  EXPECT_EQ(text.swing, 0.5);
+  EXPECT_EQ(text.agreement, 0.5);
+  EXPECT_NEAR(text.letter_shares[0], 5.0 / 8, 1e-12);
+  EXPECT_NEAR(text.letter_shares[1], 1.0 / 8, 1e-12);
+  const auto& first_token = audit.rules.at(Rule::kFirstToken);
+  EXPECT_EQ(first_token.agreement, 0);
+  EXPECT_EQ(first_token.letter_shares[0], 1);
 }
 
 TEST_F(AlignEvaluate, SubsetsKeepTheOrderAndNameTheDirectory) {

@@ -24,6 +24,7 @@ class EvaluateCommand final : public Command {
     options_.add("text_items", &config_.text_items, "most titles of a 'text' prompt, newest first (> 0)");
     options_.add("max_questions", &config_.max_questions, "a fixed random subset of so many; 0: all");
     options_.add("audit_options", &config_.audit_options, "answer four times, with the options rotated, and show how much their order moves the result");
+    options_.add("cache_responses", &config_.cache_responses, "keep scores in RUN/eval/responses.bin and do not ask again what the same weights answered before");
     options_.add("num_threads", &config_.num_threads, "threads of one rank; 0: cores of the host / ranks on it");
     bind(options_, call_);
   }

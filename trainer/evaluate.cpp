@@ -2,11 +2,13 @@
 
 #include <algorithm>
 #include <chrono>
+#include <map>
 #include <memory>
 #include <numeric>
 #include <optional>
 
 #include "core/error.h"
+#include "core/hash.h"
 #include "core/log.h"
 #include "core/progress.h"
 #include "core/random.h"
@@ -14,6 +16,7 @@
 #include "trainer/align.h"
 #include "trainer/align_parts.h"
 #include "trainer/option_audit.h"
+#include "trainer/response_cache.h"
 #include "trainer/run_info.h"
 #include "trainer/scoring.h"
 
@@ -43,16 +46,21 @@ class Evaluation {
       comm::run_agreed(world_, [&] { encode(shift); });
       const auto begin = Clock::now();
       const Scores mine = score_share();
-      const auto nats_QS = in_file_order(comm::all_gather(at::cat(mine.option_nats, 0), world_));
-      const auto greedy_Q = in_file_order(comm::all_gather(at::cat(mine.greedy, 0), world_));
-      if (shift == 0) seconds = std::chrono::duration<double>(Clock::now() - begin).count();
-      comm::run_agreed(world_, [&] { rotations.push_back(judge_all(nats_QS, greedy_Q)); });
+      const auto nats_MS = comm::all_gather(at::cat(mine.option_nats, 0), world_);
+      const auto greedy_M = comm::all_gather(at::cat(mine.greedy, 0), world_);
+      if (shift == 0) {
+        seconds = std::chrono::duration<double>(Clock::now() - begin).count();
+        num_scored_ = nats_MS.size(0);
+      }
+      comm::run_agreed(world_, [&] { rotations.push_back(judge_all(responses(nats_MS, greedy_M))); });
     }
     EvaluationResult result;
     comm::run_agreed(world_, [&] {
       result = summarise(rotations.front(), seconds);
       if (config_.audit_options) result.details["option_audit"] = to_json(audit_options(rotations));
-      if (output_) write(rotations.front(), result);
+      if (!output_) return;
+      if (cache_) cache_->save();
+      write(rotations.front(), result);
     });
     return result;
   }
@@ -87,6 +95,11 @@ class Evaluation {
       log::warn("evaluate", "run {} was aligned with a trained encoder and holds no average user: rule calibrated is left out", config_.run);
     }
     if (has_soft_row(prompt_)) check_same_schema(model_.encoder_config, data_.schema());
+    if (config_.cache_responses) {
+      cache_.emplace(fs::path(config_.run) / "eval" / "responses.bin");
+      run_facts_ = fmt::format("{} {} {} {} {} {}|", hash_file(fs::path(config_.run) / "model.safetensors"), model_.info.at("llm").at("digest").dump(),
+                               data_.digest(), config_.prompt, c10::toString(model_.llm->options().dtype), has_state(prompt_) ? model_.info.at("encoder").at("digest").dump() : "");
+    }
     path_ = config_.output.empty() ? evaluation_directory(config_, set_.digest) : fs::path(config_.output);
     if (world_.rank() == 0) {
       if (path_.has_parent_path()) fs::create_directories(path_.parent_path());
@@ -97,19 +110,50 @@ class Evaluation {
   /// The questions with their options moved `shift` places, as tokens.
   void encode(std::int64_t shift) {
     for (std::size_t q = 0; q < questions_.size(); ++q) questions_[q] = data::with_rotated_options(stored_[q], shift, set_.language);
-    std::vector<std::size_t> all(questions_.size());
-    std::iota(all.begin(), all.end(), std::size_t{0});
-    by_text_ = groups_by_text(questions_, all);
     encoded_ = encoder_->encode_all(questions_, prompt_, &data_);
     if (prompt_ == Prompt::kText) without_titles_ = encoder_->encode_all(questions_, Prompt::kNone, nullptr);
+    known_.clear();
+    keys_.clear();
+    std::vector<std::size_t> unknown;
+    for (std::size_t q = 0; q < questions_.size(); ++q) {
+      if (cache_) keys_.push_back(key_of(q));
+      const Response* found = cache_ ? cache_->find(keys_[q]) : nullptr;
+      if (found != nullptr) {
+        known_.emplace(q, *found);
+      } else {
+        unknown.push_back(q);
+      }
+    }
+    if (!known_.empty()) log::info("evaluate", "{} of {} questions were answered before by this model", known_.size(), questions_.size());
+    by_text_ = groups_by_text(questions_, unknown);
   }
 
-  /// Rows that came in the order of by_text_, put in the order of questions_.
-  [[nodiscard]] Tensor in_file_order(const Tensor& rows) const {
-    std::vector<std::int64_t> order;
-    for (const auto q : members_of(by_text_, {0, by_text_.size()})) order.push_back(static_cast<std::int64_t>(q));
-    UQA_CHECK(rows.size(0) == static_cast<std::int64_t>(order.size()), ErrorCode::kInternal, "{} of {} questions were scored", rows.size(0), order.size());
-    return at::empty_like(rows).index_copy_(0, at::tensor(order, at::kLong), rows);
+  /// What question `q`'s scores depend on beside the run.
+  [[nodiscard]] ResponseKey key_of(std::size_t q) const {
+    std::string facts = run_facts_;
+    const auto add = [&](const std::vector<std::int64_t>& tokens) { facts += fmt::format("{}|", fmt::join(tokens, " ")); };
+    add(encoded_[q].prompt);
+    for (const auto& option : encoded_[q].options) add(option);
+    if (!without_titles_.empty()) add(without_titles_[q].prompt);
+    if (has_state(prompt_)) facts += fmt::format("{} {} {}", spans_[q].user, spans_[q].begin, spans_[q].end);
+    return ResponseKey::of(std::as_bytes(std::span(facts)));
+  }
+
+  /// Every question's response, in file order: the new ones, whose rows come in the order of by_text_, and those known before.
+  [[nodiscard]] std::vector<Response> responses(const Tensor& nats_MS, const Tensor& greedy_M) {
+    const auto scored = members_of(by_text_, {0, by_text_.size()});
+    UQA_CHECK(nats_MS.size(0) == static_cast<std::int64_t>(scored.size()) && greedy_M.size(0) == nats_MS.size(0), ErrorCode::kInternal,
+              "{} of {} questions were scored", nats_MS.size(0), scored.size());
+    std::vector<Response> all(questions_.size());
+    const auto nats_rows = nats_MS.contiguous();
+    for (std::size_t i = 0; i < scored.size(); ++i) {
+      auto& response = all[scored[i]];
+      std::copy_n(nats_rows.const_data_ptr<float>() + static_cast<std::int64_t>(i) * kScores, kScores, response.option_nats.begin());
+      response.greedy_token = greedy_M[static_cast<std::int64_t>(i)].item<std::int64_t>();
+      if (cache_) cache_->add(keys_[scored[i]], response);
+    }
+    for (const auto& [q, response] : known_) all[q] = response;
+    return all;
   }
 
   /// A random subset that depends on the ids alone, in the order of the file.
@@ -132,14 +176,13 @@ class Evaluation {
   void compute_states() {
     if (!has_state(prompt_)) return;
     const std::int64_t max_len = model_.encoder_config.max_len;
-    std::vector<data::Span> spans;
     comm::run_agreed(world_, [&] {
-      spans = encoder_spans(questions_, max_len);
+      spans_ = encoder_spans(questions_, max_len);
       if (prompt_ != Prompt::kShuffled) return;
-      spans = shuffled_spans(questions_, config_.shuffle_seed);
-      for (auto& span : spans) span.begin = std::max(span.begin, span.end - max_len);
+      spans_ = shuffled_spans(questions_, config_.shuffle_seed);
+      for (auto& span : spans_) span.begin = std::max(span.begin, span.end - max_len);
     });
-    states_ = compute_user_states(model_.encoder, data_, spans, model_.adapter->view(), world_);
+    states_ = compute_user_states(model_.encoder, data_, spans_, model_.adapter->view(), world_);
   }
 
   /// The prompts of some questions and, behind them, the same about nobody; `reference_of` is empty where there is none.
@@ -175,7 +218,7 @@ class Evaluation {
       num_rounds = std::max(num_rounds, share.end - share.begin);
     }
     const auto share = share_of(costs, world_.rank(), world_.size());
-    Progress progress("evaluate " + config_.prompt, static_cast<std::int64_t>(questions_.size()), "questions", world_.rank() == 0);
+    Progress progress("evaluate " + config_.prompt, static_cast<std::int64_t>(questions_.size() - known_.size()), "questions", world_.rank() == 0);
     Scores scores;
     for (std::size_t round = 0; round < num_rounds; ++round) {
       std::int64_t done = 0;
@@ -239,15 +282,13 @@ class Evaluation {
     scores.option_nats.push_back(nats_BS);
   }
 
-  [[nodiscard]] std::vector<Prediction> judge_all(const Tensor& nats_QS, const Tensor& greedy_Q) const {
-    const auto contiguous_QS = nats_QS.contiguous();
-    const auto* nats = contiguous_QS.const_data_ptr<float>();
+  [[nodiscard]] std::vector<Prediction> judge_all(const std::vector<Response>& responses) const {
     std::vector<Prediction> predictions;
     for (std::size_t q = 0; q < questions_.size(); ++q) {
       const auto& question = questions_[q];
-      const auto token = greedy_Q[static_cast<std::int64_t>(q)].item<std::int64_t>();
+      const auto& response = responses[q];
       Prediction prediction{.question = question.text,
-                            .prediction = encoder_->tokenizer().decode({token}, /*skip_special=*/true),
+                            .prediction = encoder_->tokenizer().decode({response.greedy_token}, /*skip_special=*/true),
                             .answer = question.answer,
                             .type = data::code_of(question.type),
                             .user = question.user,
@@ -258,7 +299,7 @@ class Evaluation {
                             .calibrated_nats = {},
                             .correct = {}};
       if (encoded_[q].gold >= 0) {
-        const auto* row = nats + static_cast<std::int64_t>(q) * kScores;
+        const auto* row = response.option_nats.data();
         prediction.letter_nats.assign(row, row + kNumOptions);
         prediction.text_nats.assign(row + kNumOptions, row + 2 * kNumOptions);
         if (has_reference_ || !has_state(prompt_)) prediction.calibrated_nats.assign(row + 2 * kNumOptions, row + kScores);
@@ -277,7 +318,7 @@ class Evaluation {
                             .questions_digest = set_.digest,
                             .rules = count_correct(predictions),
                             .input_tokens_per_question = static_cast<double>(tokens) / count,
-                            .questions_per_s = count / std::max(seconds, 1e-9),
+                            .questions_per_s = static_cast<double>(num_scored_) / std::max(seconds, 1e-9),
                             .details = {}};
     result.details = {{"questions", predictions.size()},
                       {"split", config_.split},
@@ -292,6 +333,7 @@ class Evaluation {
                       {"llm_digest", model_.info.at("llm").at("digest")},
                       {"aligned_prompt", model_.prompt},
                       {"answer", model_.info.at("answer")},
+                      {"scored", num_scored_},
                       {"ranks", world_.size()},
                       {"seconds", seconds}};
     if (set_.manifest.contains("prior_only")) result.details["prior_only"] = set_.manifest.at("prior_only");
@@ -314,10 +356,16 @@ class Evaluation {
   data::Dataset data_;
   data::QuestionSet set_;
   std::vector<data::Question> stored_, questions_;  ///< as stored; with their options as they are shown
-  std::vector<QuestionGroup> by_text_;  ///< of questions_
+  std::vector<QuestionGroup> by_text_;  ///< of the questions_ to score
   std::unique_ptr<PromptEncoder> encoder_;
   LetterTokens letters_;
   std::vector<EncodedQuestion> encoded_, without_titles_;  ///< the latter for Prompt::kText
+  std::vector<data::Span> spans_;                         ///< histories behind the soft tokens of questions_
+  std::string run_facts_;                                 ///< what all scores depend on
+  std::optional<ResponseCache> cache_;
+  std::vector<ResponseKey> keys_;                         ///< of questions_; only with a cache
+  std::map<std::size_t, Response> known_;                 ///< answered before; by_text_ holds the others
+  std::int64_t num_scored_ = 0;
   bool has_reference_ = false;                            ///< the same prompt about nobody is scored beside each
   UserStates states_;  ///< of questions_
   fs::path path_;
@@ -325,53 +373,6 @@ class Evaluation {
 };
 
 }  // namespace
-
-void EvaluateConfig::validate() const {
-  static_cast<void>(prompt_of_name(prompt));
-  UQA_CHECK(!run.empty(), ErrorCode::kConfig, "run is missing; give --run DIR");
-  UQA_CHECK(!data.empty(), ErrorCode::kConfig, "data is missing; give --data DIR");
-  UQA_CHECK(split == "test" || split == "train", ErrorCode::kConfig, "split = {}, must be test or train; change --split", split);
-  UQA_CHECK(dtype.empty() || dtype == "float32" || dtype == "bf16", ErrorCode::kConfig, "dtype = {}, must be float32 or bf16; change --dtype", dtype);
-  UQA_CHECK(batch_rows > 0, ErrorCode::kConfig, "batch_rows = {}, must be > 0; change --batch_rows", batch_rows);
-  UQA_CHECK(text_items > 0, ErrorCode::kConfig, "text_items = {}, must be > 0; change --text_items", text_items);
-  UQA_CHECK(max_questions >= 0, ErrorCode::kConfig, "max_questions = {}, must be >= 0 (0: all); change --max_questions", max_questions);
-  UQA_CHECK(num_threads >= 0, ErrorCode::kConfig, "num_threads = {}, must be >= 0 (0: cores of the host / ranks on it); change --num_threads", num_threads);
-}
-
-fs::path evaluation_directory(const EvaluateConfig& config, const std::string& questions_digest) {
-  const EvaluateConfig defaults;
-  std::string name = config.prompt;
-  if (config.prompt == "shuffled" && config.shuffle_seed != defaults.shuffle_seed) name += fmt::format(".seed{}", config.shuffle_seed);
-  if (config.prompt == "text" && config.text_items != defaults.text_items) name += fmt::format(".items{}", config.text_items);
-  if (config.split != defaults.split) name += "." + config.split;
-  if (config.audit_options) name += ".audit";
-  if (config.max_questions != defaults.max_questions) name += fmt::format(".max{}", config.max_questions);
-  return fs::path(config.run) / "eval" / (name + "-" + questions_digest.substr(0, 8));
-}
-
-std::vector<data::Span> shuffled_spans(const std::vector<data::Question>& questions, std::int64_t seed) {
-  std::map<std::int64_t, std::vector<std::size_t>> by_user;
-  for (std::size_t q = 0; q < questions.size(); ++q) by_user[questions[q].user].push_back(q);
-  UQA_CHECK(by_user.size() >= 2, ErrorCode::kConfig, "prompt = shuffled, needs questions about at least 2 users and there are {}; choose another --prompt",
-            by_user.size());
-  std::vector<std::int64_t> users, others;
-  for (const auto& [user, list] : by_user) users.push_back(user);
-  others = users;
-  // Sattolo's algorithm: one cycle through all users, so nobody stays in place.
-  const auto key = stream_key(static_cast<std::uint64_t>(seed), "evaluate/shuffled");
-  PhiloxStream random(key);
-  for (std::size_t i = others.size() - 1; i > 0; --i) std::swap(others[i], others[random.below(i)]);
-  std::map<std::int64_t, std::int64_t> other_of;
-  for (std::size_t i = 0; i < users.size(); ++i) other_of[users[i]] = others[i];
-  std::vector<data::Span> spans;
-  for (const auto& question : questions) {
-    const auto& candidates = by_user.at(other_of.at(question.user));
-    PhiloxStream draw(mix_key(key, static_cast<std::uint64_t>(question.id)));
-    const auto& source = questions[candidates[draw.below(candidates.size())]];
-    spans.push_back({.user = source.user, .begin = source.begin, .end = source.end});
-  }
-  return spans;
-}
 
 EvaluationResult run_evaluate(const EvaluateConfig& config, const comm::Communicator& world) {
   config.validate();

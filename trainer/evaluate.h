@@ -27,6 +27,7 @@ struct EvaluateConfig {
   std::int64_t text_items = 32;    ///< most titles of a `text` prompt; > 0
   std::int64_t max_questions = 0;  ///< a fixed random subset of so many; 0: all
   bool audit_options = false;      ///< also with the options rotated 1, 2 and 3 places: result.details["option_audit"], see option_audit.h
+  bool cache_responses = true;     ///< read and extend RUN/eval/responses.bin: what the same weights answered before is not asked again
   std::int64_t num_threads = 0;    ///< OpenMP threads of one rank; 0: cores of the host / ranks on it
   bool overwrite = false;          ///< replace an earlier evaluation
   void validate() const;           ///< Error(kConfig) naming the field

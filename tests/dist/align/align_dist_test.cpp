@@ -68,6 +68,7 @@ TEST_F(AlignDist, TrainingAndEvaluationAgreeWithOneRank) {
     EvaluateConfig evaluate{.run = (path_ / "together").string(), .data = config.data, .prompt = prompt};
     evaluate.batch_rows = 700;  // several batches, also for three ranks
     evaluate.num_threads = 1;
+    evaluate.cache_responses = false;
     evaluate.output = (path_ / "eval" / (std::string("together-") + prompt)).string();
     const auto many = run_evaluate(evaluate, world_);
     evaluate.output = (path_ / "eval" / fmt::format("alone{}-{}", world_.rank(), prompt)).string();

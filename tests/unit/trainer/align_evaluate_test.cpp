@@ -36,6 +36,7 @@ class AlignEvaluate : public ::testing::Test {
     config.prompt = prompt;
     config.num_threads = 1;
     config.overwrite = true;
+    config.cache_responses = false;
     return config;
   }
   static EvaluationResult evaluate(const EvaluateConfig& config) { return run_evaluate(config, comm::Communicator()); }
@@ -135,6 +136,37 @@ TEST_F(AlignEvaluate, ResultDoesNotDependOnBatchSize) {
       EXPECT_NEAR(one[i].calibrated_nats[o], large[i].calibrated_nats[o], 1e-5);
     }
   }
+}
+
+TEST_F(AlignEvaluate, WhatWasAnsweredBeforeIsNotAskedAgain) {
+  auto cached = config("soft");
+  cached.cache_responses = true;
+  cached.max_questions = 10;
+  const auto some = evaluate(cached);
+  EXPECT_EQ(some.details["scored"], 10);
+  cached.max_questions = 0;
+  const auto all = evaluate(cached);
+  EXPECT_EQ(all.details["scored"], 22);
+  const auto first = predictions_of(cached);
+  const auto again = evaluate(cached);
+  EXPECT_EQ(again.details["scored"], 0);
+  EXPECT_EQ(to_json(again)["rules"], to_json(all)["rules"]);
+  const auto second = predictions_of(cached);
+  for (std::size_t i = 0; i < first.size(); ++i) EXPECT_EQ(to_json(first[i]), to_json(second[i]));
+  const auto fresh = predictions_of(config("soft")).size() == 32 ? evaluate(config("soft")) : EvaluationResult{};
+  EXPECT_EQ(to_json(fresh)["rules"], to_json(all)["rules"]);
+  // Another prompt, another user's token: other questions.
+  auto shuffled = config("shuffled");
+  shuffled.cache_responses = true;
+  EXPECT_EQ(evaluate(shuffled).details["scored"], 32);
+  shuffled.shuffle_seed = 2;
+  EXPECT_GT(evaluate(shuffled).details["scored"].get<int>(), 0);
+  const auto file = dir_->path() / "run" / "eval" / "responses.bin";
+  auto bytes = read_file(file);
+  bytes[40] = static_cast<char>(bytes[40] ^ 1);
+  write_file_atomic(file, bytes);
+  EXPECT_UQA_ERROR(evaluate(cached), ErrorCode::kData, "responses.bin is damaged");
+  fs::remove(file);
 }
 
 TEST_F(AlignEvaluate, AuditCountsWhatTheOrderOfOptionsMoves) {

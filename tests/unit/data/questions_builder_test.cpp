@@ -118,6 +118,26 @@ TEST_P(BuiltQuestionsTest, TheMessageIsStemThenOptionsThenInstruction) {
   }
 }
 
+TEST_P(BuiltQuestionsTest, RotatedOptionsKeepTheirGoldAndTheirWords) {
+  const std::string language = options_.language == Language::kChinese ? "zh" : "en";
+  const Question& q = all().front();
+  const std::string gold = q.options[q.gold()];
+  std::set<std::size_t> letters;
+  for (std::int64_t shift = 0; shift < 4; ++shift) {
+    const Question moved = with_rotated_options(q, shift, language);
+    EXPECT_EQ(moved.options[moved.gold()], gold) << shift;
+    EXPECT_EQ(moved.options[0], q.options[static_cast<std::size_t>(shift)]) << shift;
+    EXPECT_NE(moved.text.find("\nA. " + moved.options[0] + "\n"), std::string::npos) << shift;
+    EXPECT_EQ(with_rotated_options(moved, 4 - shift, language).text, q.text);
+    letters.insert(moved.gold());
+  }
+  EXPECT_EQ(letters.size(), 4u);
+  Question foreign = q;
+  foreign.text = "Other words";
+  EXPECT_EQ(with_rotated_options(foreign, 0, language).text, "Other words");
+  EXPECT_THROW((void)with_rotated_options(foreign, 1, language), Error);
+}
+
 TEST_P(BuiltQuestionsTest, TheSameSeedGivesTheSameQuestionsAndAnotherDoesNot) {
   const BuiltQuestions again = make_questions(view_, options_);
   EXPECT_EQ(questions_to_jsonl(again.train), questions_to_jsonl(built_.train));

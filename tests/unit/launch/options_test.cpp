@@ -104,5 +104,41 @@ TEST(Commands, EveryOneHelpsAndRoundTripsItsDefaults) {
   }
 }
 
+/// The settings that a command has after reading `words`, as an INI file.
+std::string settings_of(const CommandEntry& entry, const std::vector<std::string>& words) {
+  const auto command = entry.make();
+  EXPECT_TRUE(command->parse(words));
+  return command->options().to_ini();
+}
+
+TEST(Recipes, EveryOneIsReadByItsCommandAndTheReferencesEqualThePreset) {
+  const auto named = [](const std::string& name) {
+    for (const auto& entry : commands()) {
+      if (name == entry.name) return entry;
+    }
+    throw std::runtime_error("no command " + name);
+  };
+  std::size_t published = 0, read = 0;
+  for (const auto& file : fs::directory_iterator(fs::path(UQA_SOURCE_DIR) / "recipes")) {
+    if (file.path().extension() != ".ini") continue;
+    SCOPED_TRACE(file.path().string());
+    const std::string name = file.path().stem();
+    if (name.find("align") != std::string::npos) {
+      EXPECT_THAT(settings_of(named("align"), {"--config", file.path(), "--data", "d", "--run", "r", "--questions", "q", "--encoder-run", "e", "--llm", "l"}),
+                  HasSubstr("calibrate"));
+    } else {
+      const auto settings = settings_of(named("pretrain"), {"--config", file.path(), "--data", "d", "--run", "r"});
+      if (name.starts_with("uqabench-")) {
+        const auto encoder = name.substr(std::string("uqabench-").size());
+        EXPECT_EQ(settings, settings_of(named("pretrain"), {"--preset", "faithful", "--encoder", encoder, "--data", "d", "--run", "r"}));
+        ++published;
+      }
+    }
+    ++read;
+  }
+  EXPECT_EQ(published, 5u);
+  EXPECT_GE(read, 11u);
+}
+
 }  // namespace
 }  // namespace uqa::launch

@@ -1,21 +1,31 @@
 #!/usr/bin/env bash
-# From a real interaction log to answered questions: MovieLens-100K, Trm++, SmolLM2-135M-Instruct. Sets up and builds first.
-# Usage: scripts/demo.sh [--full] [--output demo]
-#   --full    8,000 training questions, 3 alignment seeds, 4,200 test questions, significance tests
+# From a real interaction log to answered questions: MovieLens-100K, Trm++ (or five encoders), SmolLM2-135M-Instruct. Sets up and builds first.
+# Usage: scripts/demo.sh [--full] [--encoders all] [--output demo]
+#   --full           8,000 training questions, 3 alignment seeds, 4,200 test questions, significance tests
+#   --encoders LIST  trm_plus, or a list of sasrec,hstu,gru4rec,mamba2,trm_plus, or all: each is pre-trained and aligned, one table
 # Run again, it reuses what is done. The table is printed and written to demo/result.json (--full: demo/full/result.json).
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 full=0
 demo=demo
+encoders=trm_plus
 while [ $# -gt 0 ]; do
   case "$1" in
     --full) full=1; shift ;;
+    --encoders) encoders=${2:?--encoders needs a list}; shift 2 ;;
     --output) demo=${2:?--output needs a directory}; shift 2 ;;
-    -h|--help) sed -n '2,5s/^# //p' "$0"; exit 0 ;;
+    -h|--help) sed -n '2,6s/^# //p' "$0"; exit 0 ;;
     *) echo "demo.sh: unknown option '$1'; see --help" >&2; exit 2 ;;
   esac
 done
+
+[ "$encoders" = all ] && encoders=trm_plus,sasrec,hstu,gru4rec,mamba2
+encoders=${encoders//,/ }
+for encoder in $encoders; do
+  [ -e "recipes/ml-100k-$encoder.ini" ] || { echo "demo.sh: --encoders: '$encoder' is none of sasrec, hstu, gru4rec, mamba2, trm_plus" >&2; exit 2; }
+done
+first=${encoders%% *}
 
 scripts/setup.sh --models
 # shellcheck source=scripts/mpi_env.sh
@@ -48,17 +58,19 @@ if [ -e "$work/questions/questions.json" ]; then reuse "$work/questions"; else
   "$uqa" questions --data "$demo/data" --output "$work/questions" --language en --train "$train" --test "$test"
 fi
 
-stage "pre-train Trm++ on the other users: next film, exact softmax over every film, 2 ranks"
-if [ -e "$work/trm/result.json" ]; then reuse "$work/trm"; else
-  ranks pretrain --config recipes/ml-100k-trm_plus.ini --data "$demo/data" --run "$work/trm" \
-    --data.split="files:$work/questions/users_train.txt,$work/questions/users_valid.txt"
-fi
+for encoder in $encoders; do
+  stage "pre-train $encoder on the other users: next film, exact softmax over every film, 2 ranks"
+  if [ -e "$work/$encoder/result.json" ]; then reuse "$work/$encoder"; else
+    ranks pretrain --config "recipes/ml-100k-$encoder.ini" --data "$demo/data" --run "$work/$encoder" \
+      --data.split="files:$work/questions/users_train.txt,$work/questions/users_valid.txt"
+  fi
+done
 
-align() {  # run, seed, further options...
-  local run=$1 seed=$2
-  shift 2
+align() {  # encoder, run, seed, further options...
+  local encoder=$1 run=$2 seed=$3
+  shift 3
   if [ -e "$run/result.json" ]; then reuse "$run"; return; fi
-  ranks align --config recipes/ml-100k-align.ini --data "$demo/data" --questions "$work/questions" --encoder-run "$work/trm" --llm "$llm" \
+  ranks align --config recipes/ml-100k-align.ini --data "$demo/data" --questions "$work/questions" --encoder-run "$work/$encoder" --llm "$llm" \
     --run "$run" --train.seed="$seed" "$@"
 }
 
@@ -78,33 +90,43 @@ add_arm() {  # name, run, directory name, prompt, further options...
   arms+=("$name=$run/eval/$directory")
 }
 
-for seed in "${seeds[@]}"; do
-  stage "align one soft token to SmolLM2-135M-Instruct, seed $seed, 2 ranks"
-  align "$work/align-$seed" "$seed"
+for encoder in $encoders; do
+  for seed in "${seeds[@]}"; do
+    stage "align one soft token of $encoder to SmolLM2-135M-Instruct, seed $seed, 2 ranks"
+    align "$encoder" "$work/$encoder-align-$seed" "$seed"
+  done
 done
 if [ "$full" = 1 ]; then
   for seed in "${seeds[@]}"; do
     stage "tune the baseline that sees no user with equal budget, seed $seed"
-    align "$work/tuned-none-$seed" "$seed" --prompt none --objective choice --calibrate=false
+    align "$first" "$work/tuned-none-$seed" "$seed" --prompt none --objective choice --calibrate=false
   done
 fi
 
 stage "answer the test questions"
-for seed in "${seeds[@]}"; do add_arm soft "$work/align-$seed" soft soft; done
-for seed in "${seeds[@]}"; do add_arm none "$work/align-$seed" none none; done
+run="$work/$first-align"
+for seed in "${seeds[@]}"; do add_arm soft "$run-$seed" soft soft; done
+for seed in "${seeds[@]}"; do add_arm none "$run-$seed" none none; done
 if [ "$full" = 1 ]; then
   for seed in "${seeds[@]}"; do add_arm tuned-none "$work/tuned-none-$seed" none none; done
   # five permutations of users over the seeds
   for shuffle in 1 2 3 4 5; do
-    add_arm shuffled "$work/align-$(((shuffle - 1) % 3 + 1))" "shuffled-$shuffle" shuffled --shuffle_seed "$shuffle"
+    add_arm shuffled "$run-$(((shuffle - 1) % 3 + 1))" "shuffled-$shuffle" shuffled --shuffle_seed "$shuffle"
   done
-  add_arm zero "$work/align-1" zero zero
+  add_arm zero "$run-1" zero zero
 else
-  add_arm shuffled "$work/align-1" shuffled shuffled
+  add_arm shuffled "$run-1" shuffled shuffled
 fi
-add_arm text "$work/align-1" text text --text_items $titles
+add_arm text "$run-1" text text --text_items $titles
+for encoder in $encoders; do
+  [ "$encoder" = "$first" ] && continue
+  for seed in "${seeds[@]}"; do
+    add_arm "soft-$encoder" "$work/$encoder-align-$seed" soft soft
+    add_arm "shuffled-$encoder" "$work/$encoder-align-$seed" shuffled shuffled
+  done
+done
 if [ -e "$work/prior/result.json" ]; then reuse "$work/prior"; else
-  "$uqa" evaluate --prompt prior --run "$work/align-1" --data "$demo/data" --questions "$work/questions" --output "$work/prior" >/dev/null
+  "$uqa" evaluate --prompt prior --run "$run-1" --data "$demo/data" --questions "$work/questions" --output "$work/prior" >/dev/null
 fi
 arms+=("prior-only=$work/prior")
 

@@ -1,0 +1,144 @@
+#include "models/encoders/hstu.h"
+
+#include <algorithm>
+#include <cmath>
+
+#include "core/error.h"
+#include "models/init.h"
+#include "models/layers/dropout.h"
+#include "models/layers/linear.h"
+#include "models/layers/silu_attention.h"
+
+// T packed rows, H width, N heads, A width of a head's q and k, L width of its u and v, P = 2 N (L + A).
+
+namespace uqa::models {
+namespace {
+
+constexpr double kNormEps = 1e-6;
+
+/// LayerNorm without weight and bias.
+Tensor plain_norm(const Tensor& x_TF) { return at::layer_norm(x_TF, {x_TF.size(1)}, {}, {}, kNormEps); }
+
+std::int64_t head_width(const UserModelConfig& config, std::int64_t given) { return given > 0 ? given : config.hidden / config.num_heads; }
+
+/// What all layers' attention shares in one forward pass.
+struct Scoring {
+  std::vector<double> scales;  ///< one a sequence
+  std::shared_ptr<const TimeBuckets> buckets;
+};
+
+class RelativeBiasImpl : public torch::nn::Module {
+ public:
+  explicit RelativeBiasImpl(const UserModelConfig& config)
+      : ts_w(register_parameter("_ts_w", at::zeros({kLastTimeBucket + 1}))),
+        pos_w(register_parameter("_pos_w", at::zeros({2 * config.max_len - 1}))),
+        uses_position_(config.hstu.bias != "none"),
+        uses_time_(config.hstu.bias == "position_time") {}
+
+  [[nodiscard]] AttentionBias of(const Scoring& scoring) const {
+    AttentionBias bias;
+    if (uses_position_) bias.position_w = pos_w;
+    if (uses_time_) bias = {.position_w = pos_w, .time_w = ts_w, .buckets = scoring.buckets};
+    return bias;
+  }
+
+  Tensor ts_w, pos_w;
+
+ private:
+  bool uses_position_, uses_time_;
+};
+TORCH_MODULE(RelativeBias);
+
+class LayerImpl : public torch::nn::Module {
+ public:
+  LayerImpl(const UserModelConfig& config, std::int64_t index)
+      : num_heads_(config.num_heads),
+        linear_dim_(head_width(config, config.hstu.linear_dim)),
+        attention_dim_(head_width(config, config.hstu.attention_dim)),
+        index_(index),
+        dropout_(config.dropout) {
+    uvqk = register_parameter("_uvqk", at::zeros({config.hidden, 2 * num_heads_ * (linear_dim_ + attention_dim_)}));
+    o = register_module("_o", Linear(num_heads_ * linear_dim_, config.hidden, Bias::kYes));
+    rel_attn_bias = register_module("_rel_attn_bias", RelativeBias(config));
+  }
+
+  [[nodiscard]] Tensor forward(const Tensor& x_TH, const PackedLayout& layout, const Scoring& scoring, const DropoutContext& context) {
+    const auto num_rows = x_TH.size(0), value_width = num_heads_ * linear_dim_, key_width = num_heads_ * attention_dim_;
+    auto projected_TP = at::mm(plain_norm(x_TH), uvqk);
+    if (projected_TP.scalar_type() == at::kBFloat16) projected_TP = projected_TP.to(at::kFloat);  // attention takes no bfloat16
+    const auto parts = at::silu(projected_TP).split_with_sizes({value_width, value_width, key_width, key_width}, 1);
+    const auto v_TNL = parts[1].view({num_rows, num_heads_, linear_dim_});
+    const auto q_TNA = parts[2].view({num_rows, num_heads_, attention_dim_}), k_TNA = parts[3].view({num_rows, num_heads_, attention_dim_});
+    const auto attended_TNL = silu_attention(q_TNA, k_TNA, v_TNL, layout, scoring.scales, rel_attn_bias->of(scoring));
+    auto gated_TF = parts[0] * plain_norm(attended_TNL.flatten(1));
+    if (is_training()) gated_TF = dropout(gated_TF, dropout_, dropout_key(context, index_, DropoutSite::kAttentionOutput), layout);
+    return x_TH + o->forward(gated_TF);
+  }
+
+  Tensor uvqk;
+  Linear o{nullptr};
+  RelativeBias rel_attn_bias{nullptr};
+
+ private:
+  std::int64_t num_heads_, linear_dim_, attention_dim_;
+  std::int64_t index_;
+  double dropout_;
+};
+TORCH_MODULE(Layer);
+
+/// Only there to give parameters the reference's names.
+struct Names : torch::nn::Module {};
+
+}  // namespace
+
+struct HstuImpl::Modules {
+  std::vector<Layer> layers;
+  std::int64_t max_len = 0;
+  bool divides_by_max_len = false;
+  bool uses_time = false;
+};
+
+HstuImpl::HstuImpl(const UserModelConfig& config) : modules_(std::make_shared<Modules>()) {
+  const auto hstu = register_module("_hstu", std::make_shared<Names>());
+  const auto layers = hstu->register_module("_attention_layers", std::make_shared<Names>());
+  for (std::int64_t i = 0; i < config.num_layers; ++i) {
+    modules_->layers.push_back(layers->register_module(std::to_string(i), Layer(config, i)));
+  }
+  modules_->max_len = config.max_len;
+  modules_->divides_by_max_len = config.hstu.norm == "max_len";
+  modules_->uses_time = config.hstu.bias == "position_time";
+}
+
+Tensor HstuImpl::forward(const Tensor& x_TH, const PackedLayout& layout, const DropoutContext& context) {
+  Scoring scoring;
+  for (std::size_t b = 0; b + 1 < layout.cu_seqlens.size(); ++b) {
+    const auto length = layout.cu_seqlens[b + 1] - layout.cu_seqlens[b];
+    scoring.scales.push_back(1 / static_cast<double>(modules_->divides_by_max_len ? modules_->max_len : std::max<std::int64_t>(length, 1)));
+  }
+  if (modules_->uses_time) {
+    UQA_CHECK(!layout.timestamps.empty() || layout.num_rows() == 0, ErrorCode::kConfig,
+              "model.hstu.bias = position_time, but the interactions have no timestamps; import them, or set model.hstu.bias to position or none");
+    UQA_CHECK(static_cast<std::int64_t>(layout.timestamps.size()) == layout.num_rows(), ErrorCode::kData,
+              "batch of {} interactions has {} timestamps, one each is required; check the data", layout.num_rows(), layout.timestamps.size());
+    scoring.buckets = time_buckets(layout);
+  }
+  auto state_TH = x_TH;
+  for (auto& layer : modules_->layers) state_TH = layer->forward(state_TH, layout, scoring, context);
+  return state_TH;
+}
+
+void HstuImpl::init_weights(std::uint64_t seed, const std::string& prefix) {
+  constexpr double kStd = 0.02;
+  const at::NoGradGuard no_grad;
+  for (std::size_t i = 0; i < modules_->layers.size(); ++i) {
+    const auto& layer = modules_->layers[i];
+    const auto name = prefix + "_hstu._attention_layers." + std::to_string(i) + ".";
+    init_normal_(layer->uvqk, seed, name + "_uvqk", kStd);
+    init_xavier_uniform_(layer->o->weight, seed, name + "_o.weight");
+    init_uniform_(layer->o->bias, seed, name + "_o.bias", 1 / std::sqrt(static_cast<double>(layer->o->weight.size(1))));
+    init_normal_(layer->rel_attn_bias->ts_w, seed, name + "_rel_attn_bias._ts_w", kStd);
+    init_normal_(layer->rel_attn_bias->pos_w, seed, name + "_rel_attn_bias._pos_w", kStd);
+  }
+}
+
+}  // namespace uqa::models

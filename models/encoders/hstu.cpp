@@ -15,11 +15,10 @@ namespace uqa::models {
 namespace {
 
 constexpr double kNormEps = 1e-6;
+static_assert(kLastTimeBucket + 1 == kHstuTimeBuckets, "parameters are counted with as many time buckets");
 
 /// LayerNorm without weight and bias.
 Tensor plain_norm(const Tensor& x_TF) { return at::layer_norm(x_TF, {x_TF.size(1)}, {}, {}, kNormEps); }
-
-std::int64_t head_width(const UserModelConfig& config, std::int64_t given) { return given > 0 ? given : config.hidden / config.num_heads; }
 
 /// What all layers' attention shares in one forward pass.
 struct Scoring {
@@ -53,8 +52,8 @@ class LayerImpl : public torch::nn::Module {
  public:
   LayerImpl(const UserModelConfig& config, std::int64_t index)
       : num_heads_(config.num_heads),
-        linear_dim_(head_width(config, config.hstu.linear_dim)),
-        attention_dim_(head_width(config, config.hstu.attention_dim)),
+        linear_dim_(config.hstu_linear_dim()),
+        attention_dim_(config.hstu_attention_dim()),
         index_(index),
         dropout_(config.dropout) {
     uvqk = register_parameter("_uvqk", at::zeros({config.hidden, 2 * num_heads_ * (linear_dim_ + attention_dim_)}));

@@ -5,6 +5,7 @@
 #include <atomic>
 #include <cmath>
 #include <functional>
+#include <optional>
 
 #include "core/error.h"
 #include "models/layers/no_autocast.h"
@@ -281,9 +282,12 @@ AttentionGrads attend_backward(const AttentionPlan& plan, const Tensor& q_TNA, c
 Tensor with_unit_stride(const Tensor& x) { return x.stride(2) == 1 ? x : x.contiguous(); }
 
 struct SiluAttention : torch::autograd::Function<SiluAttention> {
-  static Tensor forward(torch::autograd::AutogradContext* ctx, const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& position_w,
-                        const Tensor& time_w, const c10::intrusive_ptr<AttentionPlan>& plan) {
+  /// Autograd takes an absent tensor as an optional only.
+  static Tensor forward(torch::autograd::AutogradContext* ctx, const Tensor& q, const Tensor& k, const Tensor& v,
+                        const std::optional<Tensor>& optional_position_w, const std::optional<Tensor>& optional_time_w,
+                        const c10::intrusive_ptr<AttentionPlan>& plan) {
     const NoAutocast no_autocast;
+    const auto position_w = optional_position_w.value_or(Tensor()), time_w = optional_time_w.value_or(Tensor());
     const auto q_TNA = with_unit_stride(q), k_TNA = with_unit_stride(k), v_TNL = with_unit_stride(v);
     auto out_TNL = at::empty(v_TNL.sizes(), v_TNL.options());
     AT_DISPATCH_FLOATING_TYPES(q_TNA.scalar_type(), "silu_attention", [&] {
@@ -367,7 +371,8 @@ Tensor silu_attention(const Tensor& q_TNA, const Tensor& k_TNA, const Tensor& v_
   plan->first_bucket = bucket_begins(layout.cu_seqlens);
   plan->scales = scales;
   plan->buckets = bias.buckets;
-  return SiluAttention::apply(q_TNA, k_TNA, v_TNL, bias.position_w, bias.time_w, plan);
+  const auto if_defined = [](const Tensor& w) { return w.defined() ? std::optional(w) : std::nullopt; };
+  return SiluAttention::apply(q_TNA, k_TNA, v_TNL, if_defined(bias.position_w), if_defined(bias.time_w), plan);
 }
 
 }  // namespace uqa::models

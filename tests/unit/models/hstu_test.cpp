@@ -43,18 +43,18 @@ std::int64_t bucket_of(std::int64_t difference) {
 
 /// Bias [L, L] of one user by its definition; entries of later keys are of no account.
 Tensor dense_bias(const PackedLayout& layout, std::int64_t begin, std::int64_t length, const Tensor& position_w, const Tensor& time_w) {
-  auto distance = at::zeros({length, length}, at::kLong), bucket = at::zeros({length, length}, at::kLong);
+  std::vector<std::int64_t> distance(static_cast<std::size_t>(length * length)), bucket = distance;
   for (std::int64_t t = 0; t < length; ++t) {
     const auto next = layout.timestamps[static_cast<std::size_t>(begin + std::min(t + 1, length - 1))];
     for (std::int64_t s = 0; s <= t; ++s) {
-      distance[t][s] = t - s;
-      bucket[t][s] = bucket_of(next - layout.timestamps[static_cast<std::size_t>(begin + s)]);
+      distance[static_cast<std::size_t>(t * length + s)] = t - s;
+      bucket[static_cast<std::size_t>(t * length + s)] = bucket_of(next - layout.timestamps[static_cast<std::size_t>(begin + s)]);
     }
   }
   auto bias = at::zeros({length, length}, at::kDouble);
-  const auto pick = [&](const Tensor& w, const Tensor& index) { return w.index_select(0, index.flatten()).view({length, length}); };
-  if (position_w.defined()) bias = bias + pick(position_w, (position_w.size(0) - 1) / 2 - distance);
-  if (time_w.defined()) bias = bias + pick(time_w, bucket);
+  const auto pick = [&](const Tensor& w, const Tensor& index) { return w.index_select(0, index).view({length, length}); };
+  if (position_w.defined()) bias = bias + pick(position_w, (position_w.size(0) - 1) / 2 - at::tensor(at::ArrayRef<std::int64_t>(distance), at::kLong));
+  if (time_w.defined()) bias = bias + pick(time_w, at::tensor(at::ArrayRef<std::int64_t>(bucket), at::kLong));
   return bias;
 }
 

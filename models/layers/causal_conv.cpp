@@ -1,6 +1,7 @@
 #include "models/layers/causal_conv.h"
 
 #include <algorithm>
+#include <array>
 
 #include "core/error.h"
 #include "models/layers/no_autocast.h"
@@ -14,6 +15,7 @@ namespace uqa::models {
 namespace {
 
 constexpr std::int64_t kSpanRows = 128;      // whole sequences whose weight gradients are summed together: fixed, so sums do not depend on threads
+constexpr std::int64_t kTapGroup = 4;          // taps of one pass over the channels; kernels are padded with zeros to a multiple of it
 constexpr std::int64_t kBlockChannels = 256;  // channels of one task: its rows stay in the innermost cache
 
 /// Consecutive sequences [first, last).
@@ -46,21 +48,38 @@ struct ConvBlock {
   std::int64_t stride = 0;
   const T* weight_KC = nullptr;
   const T* bias = nullptr;
-  std::int64_t num_taps = 0, num_channels = 0;
+  const T* zeros = nullptr;  ///< what is read where a sequence has no row
+  std::int64_t num_taps = 0;      ///< a multiple of kTapGroup
+  std::int64_t num_channels = 0;
   std::int64_t weight_stride = 0;  ///< between taps, and between rows of outputs and gradients
 };
+
+/// The rows that taps [first, first + kTapGroup) meet at row `position` of a sequence whose first row is x.
+template <typename T>
+UQA_INLINE std::array<const T*, kTapGroup> rows_of(const ConvBlock<T>& block, const T* x, std::int64_t position, std::int64_t first) {
+  std::array<const T*, kTapGroup> rows;
+  for (std::int64_t k = 0; k < kTapGroup; ++k) {
+    const auto row = position - (block.num_taps - 1) + first + k;
+    rows[static_cast<std::size_t>(k)] = row < 0 ? block.zeros : x + row * block.stride;
+  }
+  return rows;
+}
+
+/// out = start + sum over a group of taps of weight x row.
+template <typename T>
+UQA_INLINE void add_taps(const T* start, const T* weight, std::int64_t stride, const std::array<const T*, kTapGroup>& rows, T* out, std::int64_t n) {
+  const T *w0 = weight, *w1 = w0 + stride, *w2 = w1 + stride, *w3 = w2 + stride;
+  const auto [x0, x1, x2, x3] = rows;
+#pragma omp simd
+  for (std::int64_t j = 0; j < n; ++j) out[j] = start[j] + w0[j] * x0[j] + w1[j] * x1[j] + w2[j] * x2[j] + w3[j] * x3[j];
+}
 
 /// u = bias + convolution at the row `position` of a sequence whose first row is x.
 template <typename T>
 UQA_INLINE void convolve(const ConvBlock<T>& block, const T* x, std::int64_t position, T* u) {
-  const auto n = block.num_channels;
-  const auto last_tap = block.num_taps - 1;
-  for (std::int64_t j = 0; j < n; ++j) u[j] = block.bias[j];
-  for (std::int64_t k = std::max<std::int64_t>(0, last_tap - position); k <= last_tap; ++k) {
-    const T* const in = x + (position - last_tap + k) * block.stride;
-    const T* const weight = block.weight_KC + k * block.weight_stride;
-#pragma omp simd
-    for (std::int64_t j = 0; j < n; ++j) u[j] += weight[j] * in[j];
+  for (std::int64_t k = 0; k < block.num_taps; k += kTapGroup) {
+    add_taps(k == 0 ? block.bias : u, block.weight_KC + k * block.weight_stride, block.weight_stride, rows_of(block, x, position, k), u,
+             block.num_channels);
   }
 }
 
@@ -82,28 +101,31 @@ UQA_INLINE void backward_body(const ConvBlock<T>& block, std::int64_t begin, std
   const auto n = block.num_channels, num_taps = block.num_taps;
   const T* const x = block.x + begin * block.stride;
   for (auto t = end - 1; t >= begin; --t) {
-    const auto position = t - begin;
     T* const du = ring + t % num_taps * n;
     const T* const grad = dy + t * block.weight_stride;
-    convolve(block, x, position, du);
+    convolve(block, x, t - begin, du);
 #pragma omp simd
     for (std::int64_t j = 0; j < n; ++j) {
       du[j] = grad[j] * silu_slope(du[j], sigmoid(du[j]));
       dbias[j] += du[j];
     }
-    for (std::int64_t k = std::max<std::int64_t>(0, num_taps - 1 - position); k < num_taps; ++k) {
-      const T* const in = x + (position - (num_taps - 1) + k) * block.stride;
-      T* const sum = dweight + k * n;
-#pragma omp simd
-      for (std::int64_t j = 0; j < n; ++j) sum[j] += du[j] * in[j];
-    }
     T* const out = dx + t * block.weight_stride;
-    for (std::int64_t j = 0; j < n; ++j) out[j] = 0;
-    for (std::int64_t k = num_taps - 1; k >= 0 && t + num_taps - 1 - k < end; --k) {
-      const T* const later = ring + (t + num_taps - 1 - k) % num_taps * n;
-      const T* const weight = block.weight_KC + k * block.weight_stride;
+    for (std::int64_t k = 0; k < num_taps; k += kTapGroup) {
+      const auto [x0, x1, x2, x3] = rows_of(block, x, t - begin, k);
+      T *d0 = dweight + k * n, *d1 = d0 + n, *d2 = d1 + n, *d3 = d2 + n;
 #pragma omp simd
-      for (std::int64_t j = 0; j < n; ++j) out[j] += weight[j] * later[j];
+      for (std::int64_t j = 0; j < n; ++j) {
+        d0[j] += du[j] * x0[j];
+        d1[j] += du[j] * x1[j];
+        d2[j] += du[j] * x2[j];
+        d3[j] += du[j] * x3[j];
+      }
+      std::array<const T*, kTapGroup> later;  // the rows whose taps [k, k + kTapGroup) met this one
+      for (std::int64_t i = 0; i < kTapGroup; ++i) {
+        const auto row = t + num_taps - 1 - k - i;
+        later[static_cast<std::size_t>(i)] = row < end ? ring + row % num_taps * n : block.zeros;
+      }
+      add_taps(k == 0 ? block.zeros : out, block.weight_KC + k * block.weight_stride, block.weight_stride, later, out, n);
     }
   }
 }
@@ -117,6 +139,12 @@ UQA_SIMD_CLONES void conv_backward(const ConvBlock<float>& block, std::int64_t b
 void conv_backward(const ConvBlock<double>& block, std::int64_t begin, std::int64_t end, const double* dy, double* dx, double* dweight, double* dbias,
                    double* ring) {
   backward_body(block, begin, end, dy, dx, dweight, dbias, ring);
+}
+
+/// [C, 1, K] as contiguous [K', C], where K' is K rounded up to whole groups: zeros are put before the first tap.
+Tensor padded_taps(const Tensor& weight_C1K) {
+  const auto num_taps = weight_C1K.size(2), padding = (kTapGroup - num_taps % kTapGroup) % kTapGroup;
+  return at::constant_pad_nd(weight_C1K.squeeze(1), {padding, 0}).t().contiguous();
 }
 
 /// Runs body(span index, first channel, number of channels) over spans x channel blocks.
@@ -133,10 +161,12 @@ void for_each_block(const ConvPlan& plan, std::int64_t num_channels, const Body&
 
 template <typename T>
 ConvBlock<T> block_of(const Tensor& x_TC, const Tensor& weight_KC, const Tensor& bias_C, std::int64_t first, std::int64_t num_channels) {
+  static constexpr std::array<T, kBlockChannels> kZeros{};
   return {.x = x_TC.const_data_ptr<T>() + first,
           .stride = x_TC.stride(0),
           .weight_KC = weight_KC.const_data_ptr<T>() + first,
           .bias = bias_C.const_data_ptr<T>() + first,
+          .zeros = kZeros.data(),
           .num_taps = weight_KC.size(0),
           .num_channels = num_channels,
           .weight_stride = weight_KC.size(1)};
@@ -147,7 +177,7 @@ struct CausalConvSilu : torch::autograd::Function<CausalConvSilu> {
                         const c10::intrusive_ptr<ConvPlan>& plan) {
     const NoAutocast no_autocast;
     const auto x_TC = x.stride(1) == 1 ? x : x.contiguous();
-    const auto weight_KC = weight_C1K.squeeze(1).t().contiguous(), bias_C = bias.contiguous();
+    const auto weight_KC = padded_taps(weight_C1K), bias_C = bias.contiguous();
     auto y_TC = at::empty(x_TC.sizes(), x_TC.options());
     AT_DISPATCH_FLOATING_TYPES(x_TC.scalar_type(), "causal_conv", [&] {
       auto* y = y_TC.mutable_data_ptr<scalar_t>();
@@ -158,6 +188,7 @@ struct CausalConvSilu : torch::autograd::Function<CausalConvSilu> {
     });
     ctx->save_for_backward({x_TC, weight_KC, bias_C});
     ctx->saved_data["plan"] = c10::IValue::make_capsule(plan);
+    ctx->saved_data["num_taps"] = weight_C1K.size(2);
     return y_TC;
   }
 
@@ -189,7 +220,8 @@ struct CausalConvSilu : torch::autograd::Function<CausalConvSilu> {
       });
     });
     const auto sums_KC = sums_SKC.sum(0);
-    return {dx_TC, sums_KC.narrow(0, 0, num_taps).t().unsqueeze(1).contiguous(), sums_KC.select(0, num_taps), {}};
+    const auto num_real_taps = ctx->saved_data["num_taps"].toInt();
+    return {dx_TC, sums_KC.narrow(0, num_taps - num_real_taps, num_real_taps).t().unsqueeze(1).contiguous(), sums_KC.select(0, num_taps), {}};
   }
 };
 

@@ -1,6 +1,7 @@
 #include "models/layers/gru_step.h"
 
 #include <algorithm>
+#include <bit>
 #include <cmath>
 #include <type_traits>
 
@@ -12,7 +13,13 @@ namespace {
 constexpr std::int64_t kTileRows = 8;                     // users that share one pass over a panel
 constexpr int kForwardVectors = 3, kBackwardVectors = 2;  // of a tile: 8 x 3 sums and 3 weights fill the registers of AVX-512
 
-UQA_INLINE float sigmoid(float x) { return 1.0f / (1.0f + vector_exp(-x)); }
+// Selections between computed floats would become branches, which do not vectorize below AVX-512: clamp first, and choose by bits.
+UQA_INLINE float clamped_exp(float x) {
+  const float from_below = x < -87.0f ? -87.0f : x;
+  return exp_in_range(from_below > 87.0f ? 87.0f : from_below);
+}
+
+UQA_INLINE float sigmoid(float x) { return 1.0f / (1.0f + clamped_exp(-x)); }
 UQA_INLINE double sigmoid(double x) { return 1.0 / (1.0 + std::exp(-x)); }
 
 /// Cephes' tanhf: a polynomial where the quotient would cancel.
@@ -24,9 +31,10 @@ UQA_INLINE float vector_tanh(float x) {
   p = p * square + 1.33314422036e-1f;
   p = p * square - 3.33332819422e-1f;
   const float near = p * square * x + x;
-  const float e = vector_exp(-2.0f * std::abs(x));
+  const float e = clamped_exp(-2.0f * std::abs(x));
   const float far = std::copysign((1.0f - e) / (1.0f + e), x);
-  return std::abs(x) < 0.625f ? near : far;
+  const std::uint32_t is_near = std::abs(x) < 0.625f ? ~0u : 0u;
+  return std::bit_cast<float>((std::bit_cast<std::uint32_t>(near) & is_near) | (std::bit_cast<std::uint32_t>(far) & ~is_near));
 }
 UQA_INLINE double vector_tanh(double x) { return std::tanh(x); }
 

@@ -120,7 +120,7 @@ TEST_P(BuiltQuestionsTest, TheMessageIsStemThenOptionsThenInstruction) {
 
 TEST_P(BuiltQuestionsTest, RotatedOptionsKeepTheirGoldAndTheirWords) {
   const std::string language = options_.language == Language::kChinese ? "zh" : "en";
-  const Question& q = all().front();
+  const Question q = all().front();
   const std::string gold = q.options[q.gold()];
   std::set<std::size_t> letters;
   for (std::int64_t shift = 0; shift < 4; ++shift) {

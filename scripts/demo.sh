@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # From a real interaction log to answered questions: MovieLens-100K, Trm++ (or five encoders), SmolLM2-135M-Instruct. Sets up and builds first.
 # Usage: scripts/demo.sh [--full] [--encoders all] [--output demo]
-#   --full           8,000 training questions, 3 alignment seeds, 4,200 test questions, significance tests
+#   --full           6,000 training questions, 3 alignment seeds, 4,200 test questions, significance tests
 #   --encoders LIST  trm_plus, or a list of sasrec,hstu,gru4rec,mamba2,trm_plus, or all: each is pre-trained and aligned, one table
 # Run again, it reuses what is done. The table is printed and written to demo/result.json (--full: demo/full/result.json).
 set -euo pipefail
@@ -37,7 +37,7 @@ cmake --build --preset release --target uqa -- --quiet
 uqa=build/release/uqa
 llm=third_party/smollm2-135m-instruct
 if [ "$full" = 1 ]; then
-  work=$demo/full seeds=(1 2 3) train=8000 test=4200 titles=16
+  work=$demo/full seeds=(1 2 3) train=6000 test=4200 titles=16
 else
   work=$demo seeds=(1) train=5600 test=560 titles=32
 fi

@@ -1,15 +1,17 @@
-# ccache and mold where they are installed (scripts/setup.sh installs both).
+# ccache and lld where they are installed (scripts/setup.sh installs both).
 find_program(UQA_CCACHE ccache)
 if(UQA_CCACHE)
-  # pch_defines, time_macros: needed for precompiled headers.
-  set(CMAKE_CXX_COMPILER_LAUNCHER "${CMAKE_COMMAND}" -E env "CCACHE_SLOPPINESS=pch_defines,time_macros,include_file_mtime,include_file_ctime" "${UQA_CCACHE}")
+  # pch_defines, time_macros: needed for precompiled headers. CCACHE_BASEDIR: every clone on a machine shares what one has compiled.
+  set(CMAKE_CXX_COMPILER_LAUNCHER "${CMAKE_COMMAND}" -E env "CCACHE_SLOPPINESS=pch_defines,time_macros,include_file_mtime,include_file_ctime"
+      "CCACHE_BASEDIR=${CMAKE_SOURCE_DIR}" "CCACHE_NOHASHDIR=1" "${UQA_CCACHE}")
   add_compile_options($<$<COMPILE_LANGUAGE:CXX>:-fpch-preprocess>)
 endif()
-find_program(UQA_MOLD mold)
-if(UQA_MOLD)
-  add_link_options(-fuse-ld=mold)
+# Not mold: that of Debian 12 (1.10) now and then links a program whose RELRO segment begins in a page that is not mapped, depending on
+# file paths; the loader then ends it with "cannot apply additional memory protection after relocation" (rui314/mold issue 1151).
+find_program(UQA_LLD ld.lld)
+if(UQA_LLD)
+  add_link_options(-fuse-ld=lld)
 endif()
-
 # uqa_add_library(name SOURCES... [LINK targets...]): one library target per folder, alias uqa::name.
 function(uqa_add_library name)
   cmake_parse_arguments(L "" "" "LINK" ${ARGN})

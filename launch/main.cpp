@@ -89,6 +89,9 @@ bool asks_for_help(const std::vector<std::string>& words) {
 }  // namespace
 
 int main(int argc, char** argv) {
+  // oneDNN keeps compiled kernels of 1,024 shapes by default, and packed batches bring new shapes every step: alignment grew by
+  // gigabytes a rank. The user's own setting stands.
+  ::setenv("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "128", /*overwrite=*/0);
   std::vector<std::string> words(argv + 1, argv + argc);
   if (words.empty() || words.front() == "--help" || words.front() == "-h" || words.front() == "help") {
     std::fputs(usage().c_str(), words.empty() ? stderr : stdout);

@@ -17,7 +17,7 @@ for arg in "$@"; do
 done
 
 packages=(
-  g++ cmake ninja-build ccache mold git pkg-config python3 python3-venv
+  g++ cmake ninja-build ccache lld git pkg-config python3 python3-venv
   libopenmpi-dev openmpi-bin libhdf5-openmpi-dev hdf5-tools
   libboost-program-options-dev libgtest-dev libgmock-dev nlohmann-json3-dev
   libpcre2-dev libutf8proc-dev libspdlog-dev libfmt-dev libxxhash-dev libjemalloc-dev

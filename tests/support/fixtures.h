@@ -4,13 +4,14 @@
 #include <cstdlib>
 
 #include "core/file.h"
+#include "tests/support/source_dir.h"
 
 namespace uqa::tests {
 
 /// The fixture directory; a test fails on what it does not find there.
 [[nodiscard]] inline fs::path fixtures() {
   const char* const given = std::getenv("UQA_FIXTURES");
-  return given != nullptr && *given != '\0' ? fs::path(given) : fs::path(UQA_SOURCE_DIR) / "tests" / "fixtures";
+  return given != nullptr && *given != '\0' ? fs::path(given) : source_dir() / "tests" / "fixtures";
 }
 
 }  // namespace uqa::tests

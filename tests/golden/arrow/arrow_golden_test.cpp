@@ -17,6 +17,7 @@
 #include "data/import/arrow_rows.h"
 #include "data/import/import.h"
 #include "tests/support/fixtures.h"
+#include "tests/support/source_dir.h"
 
 namespace uqa::data {
 namespace {
@@ -66,7 +67,7 @@ class ArrowGoldenTest : public ::testing::Test {
   }
   /// The shipped schema, with tables widened where a file's ids need it.
   static SourceSchema schema_for(const arrow::Table& table) {
-    auto json = read_json(UQA_SOURCE_DIR "/recipes/uqabench.schema.json");
+    auto json = read_json(tests::source_dir() / "recipes/uqabench.schema.json");
     for (const auto& feature : json["features"]) {
       const auto column = table.GetColumnByName(feature["name"]);
       if (column == nullptr) continue;
@@ -149,7 +150,7 @@ TEST_F(ArrowGoldenTest, TrainAndEvalFilesTogetherKeepTheirOrder) {
     num_rows += read_table(path)->num_rows();
   }
   ASSERT_GE(inputs.size(), 2U);
-  const auto schema = SourceSchema::read(UQA_SOURCE_DIR "/recipes/uqabench.schema.json");
+  const auto schema = SourceSchema::read(tests::source_dir() / "recipes/uqabench.schema.json");
   const auto one = import::run_import(schema, {.inputs = inputs, .output = dir_ / "one", .num_shards = 1});
   const auto many = import::run_import(schema, {.inputs = inputs, .output = dir_ / "many", .num_shards = 4});
   EXPECT_EQ(one.num_users + one.dropped_users, num_rows);

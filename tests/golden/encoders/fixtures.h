@@ -6,13 +6,14 @@
 
 #include "core/file.h"
 #include "models/packed.h"
+#include "tests/support/source_dir.h"
 
 namespace uqa::models::testing {
 
 /// The directory in UQA_FIXTURES, else the project's own copy.
 inline fs::path fixtures() {
   const char* directory = std::getenv("UQA_FIXTURES");
-  return directory != nullptr ? fs::path(directory) : fs::path(UQA_SOURCE_DIR) / "tests" / "fixtures";
+  return directory != nullptr ? fs::path(directory) : tests::source_dir() / "tests" / "fixtures";
 }
 
 /// Largest error over the largest magnitude expected.

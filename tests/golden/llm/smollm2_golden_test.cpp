@@ -5,12 +5,13 @@
 #include "models/llm/decoder.h"
 #include "models/tensor_io.h"
 #include "tests/golden/llm/packed_cases.h"
+#include "tests/support/source_dir.h"
 
 namespace uqa::models {
 namespace {
 
 TEST(SmolLm2Golden, TopLogitsAndGreedyTokensMatchTransformers) {
-  const fs::path model = UQA_SOURCE_DIR "/third_party/smollm2-135m-instruct";
+  const fs::path model = tests::source_dir() / "third_party/smollm2-135m-instruct";
   ASSERT_TRUE(fs::exists(model / "config.json")) << model << " is missing: run scripts/setup.sh --models";
   const auto tensors = load_tensors(golden::fixtures() / "llm" / "smollm2-135m.case.safetensors");
   auto llm = load_llm(model, {});

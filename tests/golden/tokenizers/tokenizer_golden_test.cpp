@@ -7,6 +7,7 @@
 #include "core/json.h"
 #include "models/format/tokenizer.h"
 #include "tests/support/fixtures.h"
+#include "tests/support/source_dir.h"
 
 namespace uqa::format {
 namespace {
@@ -17,7 +18,7 @@ fs::path tokenizer_of(const std::string& name) {
   for (const auto& path : {fixtures / "tokenizers" / name / "tokenizer.json", fixtures / "llm" / name / "tokenizer.json"}) {
     if (fs::exists(path)) return path;
   }
-  const fs::path made = fs::path(UQA_SOURCE_DIR) / "third_party" / "smollm2-135m-instruct" / "tokenizer.json";
+  const fs::path made = tests::source_dir() / "third_party" / "smollm2-135m-instruct" / "tokenizer.json";
   if (name == "smollm2" && fs::exists(made)) return made;
   UQA_FAIL(ErrorCode::kData, "no tokenizer.json for {}.jsonl in {}{}", name, fixtures.string(),
            name == "smollm2" ? "; run scripts/setup.sh --models" : "");

@@ -4,6 +4,7 @@
 #include <parquet/arrow/writer.h>
 
 #include "data/import/arrow_rows.h"
+#include "tests/support/source_dir.h"
 #include "tests/unit/data/fixture.h"
 
 namespace uqa::data {
@@ -109,7 +110,7 @@ TEST_F(ImportErrorsTest, DeclaredIdsMustBeIntegersInsideTheTable) {
 }
 
 TEST_F(ImportErrorsTest, ItemWithTwoRowsIsRefused) {
-  const auto schema = SourceSchema::read(UQA_SOURCE_DIR "/recipes/ml-100k.schema.json");
+  const auto schema = SourceSchema::read(tests::source_dir() / "recipes/ml-100k.schema.json");
   const auto inter = write("a.inter", "user_id:token\titem_id:token\ttimestamp:float\n1\t5\t1\n1\t6\t2\n");
   const std::string header = "item_id:token\tmovie_title:token_seq\trelease_year:token\tclass:token_seq\n";
   const auto items = write("a.item", header + "5\tA\t1990\tX\n6\tB\t1990\tX\n5\tC\t1991\tY\n");

@@ -1,4 +1,5 @@
 #include "data/schema.h"
+#include "tests/support/source_dir.h"
 
 #include "tests/unit/data/fixture.h"
 
@@ -19,14 +20,14 @@ std::string refusal(const Json& json) {
 
 TEST(SourceSchemaTest, EveryRecipeLoads) {
   int recipes = 0;
-  for (const auto& entry : fs::directory_iterator(UQA_SOURCE_DIR "/recipes")) {
+  for (const auto& entry : fs::directory_iterator(tests::source_dir() / "recipes")) {
     if (!entry.path().string().ends_with(".schema.json")) continue;
     const auto schema = SourceSchema::read(entry.path());
     EXPECT_FALSE(schema.features.empty());
     ++recipes;
   }
   EXPECT_GE(recipes, 2);
-  const auto published = SourceSchema::read(UQA_SOURCE_DIR "/recipes/uqabench.schema.json");
+  const auto published = SourceSchema::read(tests::source_dir() / "recipes/uqabench.schema.json");
   EXPECT_EQ(published.features.size(), 10U);
   EXPECT_EQ(published.tables.at("item_id"), 994447);
 }

@@ -5,6 +5,7 @@
 
 #include "data/import/columns.h"
 #include "data/import/items.h"
+#include "tests/support/source_dir.h"
 #include "tests/unit/data/fixture.h"
 
 namespace uqa::data {
@@ -15,7 +16,7 @@ using ::testing::HasSubstr;
 
 class ImportTest : public DataTest {
  protected:
-  static SourceSchema recbole_schema() { return SourceSchema::read(UQA_SOURCE_DIR "/recipes/ml-100k.schema.json"); }
+  static SourceSchema recbole_schema() { return SourceSchema::read(tests::source_dir() / "recipes/ml-100k.schema.json"); }
   std::vector<fs::path> recbole_files() const {
     return {write("ml.inter",
                   "user_id:token\titem_id:token\trating:float\ttimestamp:float\n"

@@ -6,6 +6,7 @@
 #include "fixture.h"
 #include "questions_oracle.h"
 #include "tests/support/fixtures.h"
+#include "tests/support/source_dir.h"
 
 namespace uqa::data {
 namespace {
@@ -15,7 +16,7 @@ using ::testing::HasSubstr;
 class ImportedQuestionsTest : public DataTest {
  protected:
   static SourceSchema recipe(const std::string& name) {
-    return SourceSchema::read(fs::path(UQA_SOURCE_DIR) / "recipes" / name);
+    return SourceSchema::read(tests::source_dir() / "recipes" / name);
   }
   static fs::path movielens() {
     for (const auto& entry : fs::directory_iterator(fs::path(UQA_VENV_DIR) / "lib")) {

@@ -8,6 +8,7 @@
 #include "core/error.h"
 #include "core/file.h"
 #include "launch/command.h"
+#include "tests/support/source_dir.h"
 
 namespace uqa::launch {
 namespace {
@@ -119,7 +120,7 @@ TEST(Recipes, EveryOneIsReadByItsCommandAndTheReferencesEqualThePreset) {
     throw std::runtime_error("no command " + name);
   };
   std::size_t published = 0, read = 0;
-  for (const auto& file : fs::directory_iterator(fs::path(UQA_SOURCE_DIR) / "recipes")) {
+  for (const auto& file : fs::directory_iterator(tests::source_dir() / "recipes")) {
     if (file.path().extension() != ".ini") continue;
     SCOPED_TRACE(file.path().string());
     const std::string name = file.path().stem();

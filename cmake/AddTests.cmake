@@ -8,15 +8,19 @@ function(uqa_reuse_torch_pch name)
   target_precompile_headers(${name} REUSE_FROM uqa_torch_pch)
 endfunction()
 
-# uqa_add_unit_test(name SOURCES... [LINK targets...] [TORCH] [LABEL unit]): one GoogleTest program, one ctest entry.
+# uqa_add_unit_test(name SOURCES... [LINK targets...] [TORCH] [UNITE] [LABEL unit]): one GoogleTest program, one ctest entry. UNITE compiles
+# its sources as one file (see uqa_unite).
 function(uqa_add_unit_test name)
-  cmake_parse_arguments(T "TORCH" "LABEL" "LINK" ${ARGN})
+  cmake_parse_arguments(T "TORCH;UNITE" "LABEL" "LINK" ${ARGN})
   if(NOT T_LABEL)
     set(T_LABEL unit)
   endif()
   add_executable(${name} ${T_UNPARSED_ARGUMENTS})
   target_link_libraries(${name} PRIVATE ${T_LINK} uqa_test_support uqa_warnings GTest::gtest GTest::gmock GTest::gtest_main)
   target_include_directories(${name} PRIVATE "${CMAKE_SOURCE_DIR}")
+  if(T_UNITE)
+    set_target_properties(${name} PROPERTIES UNITY_BUILD ON UNITY_BUILD_BATCH_SIZE 0)
+  endif()
   if(T_TORCH)
     uqa_reuse_torch_pch(${name})
   endif()

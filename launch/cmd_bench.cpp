@@ -5,6 +5,7 @@
 #include <numeric>
 
 #include "comm/communicator.h"
+#include "core/clock.h"
 #include "core/random.h"
 #include "core/text.h"
 #include "launch/bind.h"
@@ -22,9 +23,6 @@ namespace uqa::launch {
 namespace {
 
 using at::Tensor;
-using Clock = std::chrono::steady_clock;
-
-double seconds_since(Clock::time_point begin) { return std::chrono::duration<double>(Clock::now() - begin).count(); }
 
 /// Measures one training step of a user encoder on histories of random items: no data set is needed. Lengths are log-normal with
 /// the published means (median 170, mean 205), cut at model.max_len.

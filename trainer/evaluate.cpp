@@ -7,6 +7,7 @@
 #include <numeric>
 #include <optional>
 
+#include "core/clock.h"
 #include "core/error.h"
 #include "core/hash.h"
 #include "core/log.h"
@@ -22,8 +23,6 @@
 
 namespace uqa::trainer {
 namespace {
-
-using Clock = std::chrono::steady_clock;
 
 constexpr std::int64_t kScores = 3 * static_cast<std::int64_t>(kNumOptions);  // letters, texts, calibrated texts
 

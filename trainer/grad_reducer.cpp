@@ -3,17 +3,14 @@
 #include <torch/csrc/autograd/function_hook.h>
 #include <torch/csrc/autograd/variable.h>
 
-#include <chrono>
 #include <cmath>
 #include <unordered_set>
+
+#include "core/clock.h"
 
 namespace uqa::trainer {
 
 namespace {
-
-using Clock = std::chrono::steady_clock;
-
-double seconds_since(Clock::time_point begin) { return std::chrono::duration<double>(Clock::now() - begin).count(); }
 
 // Gradients begin at cache lines; the gap is zeros, so it adds nothing to sums and norms.
 constexpr std::int64_t kAlignElements = 16;

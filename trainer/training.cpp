@@ -1,9 +1,9 @@
 #include "trainer/training.h"
 
-#include <chrono>
 #include <cmath>
 #include <exception>
 
+#include "core/clock.h"
 #include "core/log.h"
 #include "core/progress.h"
 #include "core/signals.h"
@@ -18,10 +18,6 @@
 
 namespace uqa::trainer {
 namespace {
-
-using Clock = std::chrono::steady_clock;
-
-double seconds_since(Clock::time_point begin) { return std::chrono::duration<double>(Clock::now() - begin).count(); }
 
 std::vector<NamedParameter> model_tensors(const TrainingTask& task) {
   auto tensors = task.parameters();

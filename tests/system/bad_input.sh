@@ -145,6 +145,8 @@ if [ "$ranks" = 1 ]; then
   expect 3 "item_id.weight is \\[48, 8\\], table item_id of data set fewer has 40 rows" "${trm[@]}" --data fewer --weights trm/model.safetensors
   absent imported imported.tmp
   expect 2 "trm.*--overwrite" "${trm[@]/imported/trm}" --data data --weights trm/model.safetensors
+  good "${trm[@]}" --data data --weights trm/model.safetensors
+  expect 2 "imported holds an import-checkpoint run, not a pretrain run" pretrain --data data --run imported --model.hidden=16 "${small[@]}"
 fi
 
 # Language model and tokenizer.

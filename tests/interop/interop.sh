@@ -27,7 +27,8 @@ quietly "$uqa" pretrain --data data --run sasrec "${structure[@]}" --train.epoch
 
 echo "[interop] a .pt as the reference writes it, converted and imported"
 "$python" "$checks/check_checkpoint.py" write sasrec/model.safetensors epoch_1.pt --item-table item_id
-"$python" "$source_dir/scripts/convert_checkpoint.py" --list epoch_1.pt | grep -q '^score_head_weight  float32  \[' || fail "--list does not show score_head_weight"
+"$python" "$source_dir/scripts/convert_checkpoint.py" --list epoch_1.pt > list.txt
+grep -q '^score_head_weight  float32  \[' list.txt || fail "--list does not show score_head_weight"
 quietly "$python" "$source_dir/scripts/convert_checkpoint.py" epoch_1.pt weights.safetensors
 quietly "$uqa" import-checkpoint --weights weights.safetensors "${structure[@]}" --data data --run imported
 "$python" "$checks/check_checkpoint.py" same sasrec/model.safetensors imported/model.safetensors

@@ -144,7 +144,7 @@ TEST_P(ImportCheckpoint, GivesTheReferencesHiddensAndLossAndExportsTheSameTensor
 }
 
 TEST_P(ImportCheckpoint, RefusesWhatDoesNotFitAndLeavesNothing) {
-  const auto& item_table = structure_.tables.front();
+  const auto& item_table = structure_.table(structure_.features.front().table);
   const auto item_weight = "ebc.bags." + item_table.name + ".weight";
   const auto refuse = [&](const Tensors& weights, ErrorCode code, const std::string& part) {
     write_weights(weights);

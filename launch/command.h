@@ -50,6 +50,7 @@ std::unique_ptr<Command> make_align_command();
 std::unique_ptr<Command> make_evaluate_command();
 std::unique_ptr<Command> make_compare_command();
 std::unique_ptr<Command> make_export_command();
+std::unique_ptr<Command> make_import_checkpoint_command();
 std::unique_ptr<Command> make_bench_command();
 
 }  // namespace uqa::launch

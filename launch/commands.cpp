@@ -12,6 +12,7 @@ const std::vector<CommandEntry>& commands() {
       {"evaluate", "answers questions with a soft prompt or a baseline and scores them", make_evaluate_command},
       {"compare", "tests whether two evaluations differ", make_compare_command},
       {"export", "writes a run as safetensors, as a Hugging Face directory, and as users' soft prompts", make_export_command},
+      {"import-checkpoint", "makes a run directory from weights of the reference implementation", make_import_checkpoint_command},
       {"bench", "measures throughput, memory and FLOPs of one part", make_bench_command},
   };
   return table;

@@ -24,7 +24,7 @@ std::string usage() {
   std::string text =
       "uqa - pre-train user encoders, align them to an LLM, and measure how well a user embedding replaces the history\n\n"
       "Usage: uqa COMMAND [options]          uqa COMMAND --help          mpirun -np N uqa COMMAND [options]\n\nCommands:\n";
-  for (const auto& entry : launch::commands()) text += fmt::format("  {:<10} {}\n", entry.name, entry.summary);
+  for (const auto& entry : launch::commands()) text += fmt::format("  {:<17} {}\n", entry.name, entry.summary);
   text += "\nExit codes: 0 done, 2 configuration, 3 data, 4 communication, 5 numeric, 70 internal, 75 saved on request (run again).\n";
   return text;
 }

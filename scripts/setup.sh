@@ -1,17 +1,20 @@
 #!/usr/bin/env bash
 # Installs what uqa needs on a fresh Debian 12 machine: Debian packages and a .venv with pinned PyPI wheels.
 # Idempotent: what is there already is left alone. Needs root or sudo for the Debian part only.
-# Usage: scripts/setup.sh [--models]     --models also converts SmolLM2-135M-Instruct and extracts MovieLens-100K
+# Usage: scripts/setup.sh [--models] [--interop]
+#   --models    also converts SmolLM2-135M-Instruct and extracts MovieLens-100K
+#   --interop   also makes .venv-interop (transformers and an importable torch, 5 GB) for tests/interop and scripts/convert_checkpoint.py
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 say() { printf '[setup] %s\n' "$*"; }
 
-want_models=0
+want_models=0 want_interop=0
 for arg in "$@"; do
   case "$arg" in
     --models) want_models=1 ;;
-    -h|--help) sed -n '2,4s/^# //p' "$0"; exit 0 ;;
+    --interop) want_interop=1 ;;
+    -h|--help) sed -n '2,6s/^# //p' "$0"; exit 0 ;;
     *) echo "setup.sh: unknown option '$arg'; see --help" >&2; exit 2 ;;
   esac
 done
@@ -39,17 +42,21 @@ else
   say "Debian packages are there"
 fi
 
-requirements=scripts/requirements.txt
-stamp=.venv/.requirements.sha256
-if ! sha256sum --status -c "$stamp" 2>/dev/null; then
-  say "making .venv from $requirements (about 700 MB of wheels)"
-  rm -rf .venv
-  /usr/bin/python3 -m venv .venv
-  .venv/bin/pip install --quiet --disable-pip-version-check --require-hashes --no-deps --only-binary :all: -r "$requirements"
+# make_venv DIR REQUIREMENTS SIZE: made anew when the requirements have changed.
+make_venv() {
+  local venv=$1 requirements=$2 size=$3 stamp=$1/.requirements.sha256
+  if sha256sum --status -c "$stamp" 2>/dev/null; then
+    say "$venv is there"
+    return
+  fi
+  say "making $venv from $requirements (about $size of wheels)"
+  rm -rf "$venv"
+  /usr/bin/python3 -m venv "$venv"
+  "$venv/bin/pip" install --quiet --disable-pip-version-check --require-hashes --no-deps --only-binary :all: -r "$requirements"
   sha256sum "$requirements" > "$stamp"
-else
-  say ".venv is there"
-fi
+}
+make_venv .venv scripts/requirements.txt "700 MB"
+if [ "$want_interop" = 1 ]; then make_venv .venv-interop scripts/requirements-interop.txt "3 GB"; fi
 
 if [ "$want_models" = 1 ]; then
   .venv/bin/python scripts/fetch_models.py --output third_party

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Sets everything up, builds, and runs all tests with ctest.
 # Usage: scripts/test.sh [--long] [ctest options]      for example: scripts/test.sh -L golden
-#   --long   also the sanitizer build of the torch-free libraries and the tests that take minutes
+#   --long   also the sanitizer build of the torch-free libraries, and exports under stock transformers (tests/interop; 5 GB for .venv-interop)
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
@@ -15,7 +15,7 @@ for arg in "$@"; do
   esac
 done
 
-scripts/setup.sh --models
+if [ "$long" = 1 ]; then scripts/setup.sh --models --interop; else scripts/setup.sh --models; fi
 # shellcheck source=scripts/mpi_env.sh
 source scripts/mpi_env.sh
 
@@ -29,5 +29,6 @@ build release
 if [ "$long" = 1 ]; then
   build asan
   ctest --test-dir build/asan --output-on-failure -j 2 "${ctest_options[@]}"
+  tests/interop/interop.sh build/release
 fi
 ctest --test-dir build/release --output-on-failure -j 2 "${ctest_options[@]}"

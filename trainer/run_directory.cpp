@@ -28,7 +28,7 @@ std::string first_difference(const std::string& stored, const std::string& given
   }
 }
 
-std::string run_of(const std::string& stage) { return fmt::format("{} {} run", stage.starts_with('a') ? "an" : "a", stage); }
+std::string run_of(const std::string& stage) { return fmt::format("{} {} run", stage.starts_with('a') || stage.starts_with('i') ? "an" : "a", stage); }
 
 void remove_content(const fs::path& directory) {
   std::error_code ec;

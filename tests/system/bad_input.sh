@@ -124,6 +124,31 @@ rm -rf other/checkpoints other/result.json other/model.safetensors
 cp -r trm/checkpoints other/checkpoints
 expect 3 "16 x .*32 x " pretrain --data data --run other --model.hidden=32 "${small[@]}"
 
+# Checkpoints of the reference (a command of one process).
+if [ "$ranks" = 1 ]; then
+  reference=(import-checkpoint --run imported --model.hidden=16 --model.num_heads=2 --model.num_layers=2 --model.inner=0 --model.feature_dim=4 --model.max_len=16)
+  trm=("${reference[@]}" --encoder trm_plus --model.item_dim=8)
+  expect 2 "--weights is required" import-checkpoint --data data --run imported
+  expect 2 "epoch_3.pt.*scripts/convert_checkpoint.py" "${trm[@]}" --data data --weights epoch_3.pt
+  expect 3 "nowhere.safetensors" "${trm[@]}" --data data --weights nowhere.safetensors
+  expect 3 "nowhere" "${trm[@]}" --data nowhere --weights trm/model.safetensors
+  head -c 3000 trm/model.safetensors > cut.safetensors
+  expect 3 "cut.safetensors" "${trm[@]}" --data data --weights cut.safetensors
+  expect 3 "item_id.weight \\[48, 8\\] instead of \\[48, 12\\]" "${reference[@]}" --encoder trm_plus --model.item_dim=12 --data data --weights trm/model.safetensors
+  expect 3 "missing: backbone.*left over: backbone" "${reference[@]}" --encoder sasrec --model.item_dim=8 --data data --weights trm/model.safetensors
+  expect 2 "--ignore proj1.bias.*needs this tensor" "${trm[@]}" --data data --weights trm/model.safetensors --ignore proj1.bias
+  expect 2 "--ignore mask.*no such tensor" "${trm[@]}" --data data --weights trm/model.safetensors --ignore mask
+  expect 2 "preset = published" "${trm[@]}" --preset published --data data --weights trm/model.safetensors
+  grep -v "i4[0-9]" log/tiny.inter > fewer.inter
+  grep -v "^i4[0-9]" log/tiny.item > fewer.item
+  good import --schema "$schema" --input fewer.inter fewer.item --output fewer
+  expect 3 "item_id.weight is \\[48, 8\\], table item_id of data set fewer has 40 rows" "${trm[@]}" --data fewer --weights trm/model.safetensors
+  absent imported imported.tmp
+  expect 2 "trm.*--overwrite" "${trm[@]/imported/trm}" --data data --weights trm/model.safetensors
+  good "${trm[@]}" --data data --weights trm/model.safetensors
+  expect 2 "imported holds an import-checkpoint run, not a pretrain run" pretrain --data data --run imported --model.hidden=16 "${small[@]}"
+fi
+
 # Language model and tokenizer.
 if [ "$ranks" = 1 ]; then
   good questions --data data --output questions --train 140 --test 56

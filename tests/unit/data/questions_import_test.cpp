@@ -1,5 +1,9 @@
 // Questions from imported data: MovieLens-100K out of the RecBole wheel of the virtual environment, and the published
 // layout.
+#include <arrow/api.h>
+#include <arrow/io/api.h>
+#include <arrow/ipc/api.h>
+
 #include "data/questions/builder.h"
 #include "data/questions/published.h"
 #include "data/questions/question_files.h"
@@ -106,6 +110,87 @@ TEST_F(PublishedQuestionsTest, FilesWithoutTextAreRefused) {
   EXPECT_THAT(error_of([&] { (void)import_published_questions(*data_, files_, dir_ / "questions"); }),
               HasSubstr("text"));
   EXPECT_FALSE(fs::exists(dir_ / "questions"));
+}
+
+/// Files in the published layout whose every value the test knows: one `list<list<int64>>` column, and `text`.
+class WrittenQuestionsTest : public DataTest {
+ protected:
+  struct Row {
+    std::vector<std::int64_t> clicks;
+    std::string text;
+  };
+  static std::string chat(const std::string& question, const std::string& answer) {
+    return Json::array({{{"role", "user"}, {"content", question}}, {{"role", "assistant"}, {"content", answer}}}).dump();
+  }
+  fs::path write_rows(const std::string& name, const std::vector<Row>& rows) const {
+    auto ids = std::make_shared<arrow::Int32Builder>();
+    auto clicks = std::make_shared<arrow::ListBuilder>(arrow::default_memory_pool(), ids);
+    arrow::ListBuilder users(arrow::default_memory_pool(), clicks);
+    arrow::StringBuilder texts;
+    for (const Row& row : rows) {
+      EXPECT_TRUE(users.Append().ok() && texts.Append(row.text).ok());
+      for (const auto id : row.clicks) EXPECT_TRUE(clicks->Append().ok() && ids->Append(static_cast<std::int32_t>(id)).ok());
+    }
+    const auto items = users.Finish().ValueOrDie();
+    const std::shared_ptr<arrow::Array> text = texts.Finish().ValueOrDie();
+    const auto table = arrow::Table::Make(arrow::schema({arrow::field("uni_seq_item_id", items->type()), arrow::field("text", text->type())}), {items, text});
+    const auto out = arrow::io::FileOutputStream::Open((dir_ / name).string()).ValueOrDie();
+    const auto writer = arrow::ipc::MakeFileWriter(out, table->schema()).ValueOrDie();
+    EXPECT_TRUE(writer->WriteTable(*table).ok() && writer->Close().ok() && out->Close().ok());
+    return dir_ / name;
+  }
+  Dataset import_rows(const std::vector<fs::path>& files) const {
+    const auto schema = SourceSchema::from_json(Json::parse(R"({"name": "small", "layout": "user_rows", "format": "arrow", "tables": {"item": 10},
+                                                               "features": [{"name": "uni_seq_item_id", "table": "item"}]})"),
+                                                "schema");
+    (void)import_files(schema, files, "data");
+    return Dataset::open(dir_ / "data");
+  }
+
+  static constexpr const char* kRecent = "用户近期最感兴趣的类目是什么？";
+  static constexpr const char* kTrajectory = "用户的类目偏好的转移路径是什么？";
+};
+
+TEST_F(WrittenQuestionsTest, KeepsTextAnswerTypeAndTheLatestInteractions) {
+  const PublishedQuestionFiles files{.train = write_rows("train.arrow", {{{1, 2, 3}, chat(kRecent, "A")}, {{4}, chat(kRecent, "B")}, {{5, 6, 7, 8, 9}, chat(kTrajectory, "C")}}),
+                                     .eval = write_rows("eval.arrow", {{{2, 2}, chat(kTrajectory, "运动鞋")}})};
+  const auto data = import_rows({files.train, files.eval});
+  const auto report = import_published_questions(data, files, dir_ / "questions", /*overwrite=*/false, /*max_len=*/3);
+  EXPECT_EQ(report.num_train, 2);
+  EXPECT_EQ(report.num_test, 1);
+  EXPECT_EQ(report.without_user, 1);  // the row with one click
+  const QuestionSet set = read_questions(dir_ / "questions");
+  ASSERT_EQ(set.train.size(), 2u);
+  ASSERT_EQ(set.test.size(), 1u);
+  EXPECT_EQ(set.train[0].text, kRecent);
+  EXPECT_EQ(set.train[0].answer, "A");
+  EXPECT_EQ(set.train[0].type, QuestionType::kShortTermInterest);
+  const Question& longest = set.train[1];
+  EXPECT_EQ(longest.answer, "C");
+  EXPECT_EQ(longest.type, QuestionType::kInterestTrajectory);
+  EXPECT_EQ(data.raw_user_id(longest.user), "2");
+  EXPECT_EQ(longest.begin, 2);
+  EXPECT_EQ(longest.end, 5);
+  EXPECT_EQ(data.item(longest.user, longest.begin), 7);
+  EXPECT_EQ(set.test[0].answer, "运动鞋");
+  EXPECT_EQ(data.raw_user_id(set.test[0].user), "3");
+}
+
+TEST_F(WrittenQuestionsTest, WrongTextsAreRefusedWithFileAndRow) {
+  const auto train = write_rows("train.arrow", {{{1, 2}, chat(kRecent, "A")}});
+  const auto data = import_rows({train, train});
+  const auto error_of_eval = [&](const std::string& text) {
+    const auto eval = write_rows("eval.arrow", {{{1, 2}, chat(kRecent, "A")}, {{1, 2}, text}});
+    const auto error = error_of([&] { (void)import_published_questions(data, {.train = train, .eval = eval}, dir_ / "questions"); });
+    EXPECT_THAT(error, HasSubstr("eval.arrow row 2"));
+    EXPECT_FALSE(fs::exists(dir_ / "questions"));
+    return error;
+  };
+  EXPECT_THAT(error_of_eval("not JSON"), ::testing::StartsWith("3: "));
+  EXPECT_THAT(error_of_eval("[]"), HasSubstr("no message 1"));
+  EXPECT_THAT(error_of_eval(Json::array({{{"role", "assistant"}, {"content", "A"}}}).dump()), HasSubstr("has role 'assistant', must be 'user'"));
+  EXPECT_THAT(error_of_eval(Json::array({{{"role", "user"}, {"content", kRecent}}}).dump()), HasSubstr("no message 2"));
+  EXPECT_THAT(error_of_eval(chat("你好", "A")), ::testing::StartsWith("3: "));
 }
 
 }  // namespace

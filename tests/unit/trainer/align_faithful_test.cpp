@@ -238,7 +238,7 @@ TEST_F(Faithful, RefusesWhatDoesNotGoTogether) {
   refused([](auto& c) { c.calibrate = true; }, "calibrate = true");
   refused([](auto& c) { c.adapter.init = "words"; }, "objective = chat");
   refused([](auto& c) { c.objective = "lm"; }, "prompt.max_tokens = 512");
-  refused([](auto& c) { c.prompt_format.max_tokens = 80; c.prompt_format.allow_lost_answers = false; }, "cuts the answer off 64 of 64 questions");
+  refused([](auto& c) { c.prompt_format.max_tokens = 60; c.prompt_format.allow_lost_answers = false; }, "cuts the answer off 64 of 64 questions");
   refused([](auto& c) { c.prompt_format.max_tokens = 20; }, "without a token to learn");
   refused([](auto& c) { c.prompt_format.max_tokens = -1; }, "prompt.max_tokens = -1");
   refused([](auto& c) { c.preset = "exact"; }, "preset = exact");

@@ -4,7 +4,7 @@
 namespace uqa::trainer {
 namespace {
 
-std::string other_settings(const AlignConfig& config) {
+std::string other_align_settings(const AlignConfig& config) {
   const auto published = align_preset("faithful");
   auto list = differing_settings(config.loop, published.loop);
   const auto frozen = parse_freeze(config.freeze);
@@ -67,7 +67,7 @@ Deviations align_deviations(const AlignConfig& config, const std::string& start,
                                            config.validation_fraction));
   }
   if (!soft) list.add("no-soft-token", "no soft token: this run is the baseline that sees no user");
-  if (const auto settings = other_settings(config); !settings.empty()) {
+  if (const auto settings = other_align_settings(config); !settings.empty()) {
     list.add("settings", fmt::format("settings that differ from the published ones (in brackets): {}; `--preset faithful` gives those", settings));
   }
   list.add("precision", config.loop.train.dtype == "bf16"

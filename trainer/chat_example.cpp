@@ -6,13 +6,6 @@
 #include "models/format/chat.h"
 
 namespace uqa::trainer {
-namespace {
-
-constexpr std::int64_t kNoLoss = -100;  // of format::ReferenceExample
-
-Tensor int_tensor(const std::vector<std::int64_t>& values) { return at::tensor(values, at::kLong); }
-
-}  // namespace
 
 ChatExamples::ChatExamples(const PromptEncoder& encoder, ChatExampleOptions options)
     : encoder_(encoder), options_(options), system_(encoder.system()), start_id_(encoder.tokenizer().token_id("<|im_start|>")) {
@@ -48,6 +41,7 @@ ChatExample ChatExamples::make(std::int64_t question_id, const std::string& ques
             "question {}: its text holds the chat's own marker <|im_start|>, which would open a turn of its own; remove it from titles and stems", question_id);
   const auto place = options_.soft ? soft_place(whole.ids) : 0;
 
+  constexpr std::int64_t kNoLoss = -100;  // of format::ReferenceExample
   ChatExample example;
   const auto limit = options_.max_tokens == 0 ? length : std::min<std::int64_t>(length, options_.max_tokens);
   example.num_cut = length - limit;
@@ -100,13 +94,13 @@ PackedPrompts pack_chats(const std::vector<const ChatExample*>& examples) {
     }
     counts.push_back(static_cast<float>(tokens.size() - before));
   }
-  packed.ids_T = int_tensor(ids);
-  packed.positions_T = int_tensor(positions);
-  packed.soft_rows_S = int_tensor(soft_rows);
-  packed.head_rows_R = int_tensor(head_rows);
+  packed.ids_T = at::tensor(ids, at::kLong);
+  packed.positions_T = at::tensor(positions, at::kLong);
+  packed.soft_rows_S = at::tensor(soft_rows, at::kLong);
+  packed.head_rows_R = at::tensor(head_rows, at::kLong);
   packed.pair_rows_N = at::arange(static_cast<std::int64_t>(head_rows.size()), at::kLong);
-  packed.pair_tokens_N = int_tensor(tokens);
-  packed.pair_continuations_N = int_tensor(continuations);
+  packed.pair_tokens_N = at::tensor(tokens, at::kLong);
+  packed.pair_continuations_N = at::tensor(continuations, at::kLong);
   packed.continuation_tokens_C = at::tensor(counts, at::kFloat);
   return packed;
 }

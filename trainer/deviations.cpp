@@ -9,7 +9,7 @@
 namespace uqa::trainer {
 namespace {
 
-constexpr std::array kKnown{
+constexpr std::array kKnownDeviations{
     // Both stages.
     "seeded-numbers", "global-mean", "settings", "precision",
     // Pre-training.
@@ -22,14 +22,14 @@ constexpr std::array kKnown{
 
 }  // namespace
 
-std::span<const char* const> known_deviations() { return kKnown; }
+std::span<const char* const> known_deviations() { return kKnownDeviations; }
 
 bool Deviations::has(const std::string& id) const {
   return std::any_of(list_.begin(), list_.end(), [&](const auto& deviation) { return deviation.id == id; });
 }
 
 void Deviations::add(const std::string& id, std::string text) {
-  const bool known = std::any_of(kKnown.begin(), kKnown.end(), [&](const char* name) { return id == name; });
+  const bool known = std::any_of(kKnownDeviations.begin(), kKnownDeviations.end(), [&](const char* name) { return id == name; });
   UQA_CHECK(known && !has(id), ErrorCode::kInternal, "deviation '{}': unknown or added twice", id);
   list_.push_back({id, std::move(text)});
 }

@@ -5,7 +5,7 @@ namespace uqa::trainer {
 namespace {
 
 /// The settings of `config` that are not those of the published scripts: "hidden 64 (512), ...".
-std::string other_settings(const PretrainConfig& config) {
+std::string other_pretrain_settings(const PretrainConfig& config) {
   const auto published = pretrain_preset("faithful", config.model.encoder);
   std::vector<std::string> list;
   const auto compare = [&](const char* name, const auto& here, const auto& there) {
@@ -64,7 +64,7 @@ Deviations pretrain_deviations(const PretrainConfig& config, std::size_t feature
     list.add("hstu-bias", fmt::format("the relative attention bias ({}) is on; the reference's never runs, because no timestamps reach it", model.hstu.bias));
   }
   if (features_left_out > 0) list.add("feature-subset", fmt::format("{} features of the data are not seen; the reference uses all", features_left_out));
-  if (const auto settings = other_settings(config); !settings.empty()) {
+  if (const auto settings = other_pretrain_settings(config); !settings.empty()) {
     list.add("settings", fmt::format("settings that differ from the published ones (in brackets): {}; `--preset faithful` gives those", settings));
   }
   if (config.loop.train.dtype == "bf16") {

@@ -9,6 +9,7 @@
 
 #include "align_fixture.h"
 #include "models/format/chat.h"
+#include "one_rank.h"
 #include "tests/support/expect_error.h"
 #include "tests/support/temp_dir.h"
 #include "trainer/align_users.h"
@@ -16,7 +17,7 @@
 namespace uqa::trainer {
 namespace {
 
-comm::Mesh one_rank() { return comm::Mesh(comm::Communicator(), 0, 1); }
+using test::one_rank;
 
 class Faithful : public ::testing::Test {
  protected:

@@ -1,9 +1,12 @@
 // Which parts of an alignment are trained, and what a frozen one costs: every combination with a tiny LLM. Adapters that were trained before.
 
+#include <algorithm>
+
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
 #include "align_fixture.h"
+#include "one_rank.h"
 #include "tests/support/expect_error.h"
 #include "tests/support/temp_dir.h"
 #include "trainer/align_parts.h"
@@ -14,7 +17,7 @@
 namespace uqa::trainer {
 namespace {
 
-comm::Mesh one_rank() { return comm::Mesh(comm::Communicator(), 0, 1); }
+using test::one_rank;
 
 class AlignParts : public ::testing::Test {
  protected:

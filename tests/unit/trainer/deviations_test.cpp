@@ -9,6 +9,7 @@
 #include <gtest/gtest.h>
 
 #include "align_fixture.h"
+#include "one_rank.h"
 #include "tests/support/expect_error.h"
 #include "tests/support/source_dir.h"
 #include "tests/support/temp_dir.h"
@@ -21,7 +22,7 @@ namespace {
 
 using ::testing::UnorderedElementsAreArray;
 
-comm::Mesh one_rank() { return comm::Mesh(comm::Communicator(), 0, 1); }
+using test::one_rank;
 
 std::string trimmed(const std::string& text) {
   const auto begin = text.find_first_not_of(' '), end = text.find_last_not_of(' ');

@@ -1,9 +1,12 @@
 // An encoder that sees some of the data's features, from pre-training to export.
 
+#include <algorithm>
+
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
 #include "align_fixture.h"
+#include "one_rank.h"
 #include "tests/support/expect_error.h"
 #include "tests/support/temp_dir.h"
 #include "tiny_data.h"
@@ -13,7 +16,7 @@
 namespace uqa::trainer {
 namespace {
 
-comm::Mesh one_rank() { return comm::Mesh(comm::Communicator(), 0, 1); }
+using test::one_rank;
 
 /// Imports `log` with the features `names`; all but the first are bags of words of their own column.
 data::Dataset import_log(const fs::path& log, const std::vector<std::string>& names, const fs::path& output) {

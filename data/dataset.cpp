@@ -2,6 +2,9 @@
 
 #include <algorithm>
 
+#include <fmt/ranges.h>
+
+#include "core/text.h"
 #include "data/manifest.h"
 #include "data/shard.h"
 
@@ -47,6 +50,12 @@ struct Dataset::Impl {
   }
 };
 
+/// Some of the features.
+struct Dataset::View {
+  Schema schema;
+  std::vector<std::size_t> columns;  ///< of the shards, by feature of `schema`
+};
+
 Dataset Dataset::open(const fs::path& directory, ReadMode mode, bool verify) {
   auto impl = std::make_shared<Impl>();
   impl->manifest = read_manifest(directory);
@@ -79,7 +88,41 @@ Dataset Dataset::open(const fs::path& directory, ReadMode mode, bool verify) {
   return dataset;
 }
 
-const Schema& Dataset::schema() const { return impl_->manifest.schema; }
+Dataset Dataset::with_features(const std::vector<std::string>& names) const {
+  const Schema& all = schema();
+  std::vector<std::string> known;
+  for (const auto& feature : all.features) known.push_back(feature.name);
+  const bool has_item = std::find(known.begin(), known.end(), "item") != known.end();
+  std::vector<bool> chosen(known.size());
+  for (const auto& name : names) {
+    const auto at = std::find(known.begin(), known.end(), name == "item" && !has_item ? known.front() : name);
+    UQA_CHECK(at != known.end(), ErrorCode::kConfig, "features: '{}' is not a feature of the data set, which has {}{}; change --features", name,
+              fmt::join(known, ", "), suggestion(name, known));
+    const auto index = static_cast<std::size_t>(at - known.begin());
+    UQA_CHECK(!chosen[index], ErrorCode::kConfig, "features: '{}' is given twice; name it once in --features", *at);
+    chosen[index] = true;
+  }
+  UQA_CHECK(chosen.front(), ErrorCode::kConfig, "features = {}, leaves out the item feature '{}', which is predicted; give --features {}", fmt::join(names, ","),
+            known.front(), names.empty() ? known.front() : fmt::format("{},{}", known.front(), fmt::join(names, ",")));
+  auto view = std::make_shared<View>();
+  for (std::size_t f = 0; f < known.size(); ++f) {
+    if (!chosen[f]) continue;
+    view->schema.features.push_back(all.features[f]);
+    view->columns.push_back(column_of(f));
+  }
+  for (const auto& table : all.tables) {
+    const bool used = std::any_of(view->schema.features.begin(), view->schema.features.end(), [&](const auto& f) { return f.table == table.name; });
+    if (used) view->schema.tables.push_back(table);
+  }
+  Dataset dataset;
+  dataset.impl_ = impl_;
+  dataset.view_ = std::move(view);
+  return dataset;
+}
+
+std::size_t Dataset::column_of(std::size_t feature) const { return view_ == nullptr ? feature : view_->columns.at(feature); }
+
+const Schema& Dataset::schema() const { return view_ == nullptr ? impl_->manifest.schema : view_->schema; }
 const ItemCatalog& Dataset::items() const { return impl_->items; }
 std::int64_t Dataset::num_users() const { return impl_->manifest.num_users; }
 std::int64_t Dataset::num_interactions() const { return impl_->manifest.num_interactions; }
@@ -109,7 +152,7 @@ std::span<const std::int32_t> Dataset::values(std::size_t feature, std::int64_t 
 
 std::span<const std::int32_t> Dataset::values(std::size_t feature, std::int64_t user, std::int64_t begin, std::int64_t end) const {
   const auto rows = impl_->rows(user, begin, end);
-  const auto& column = rows.shard->features.at(feature);
+  const auto& column = rows.shard->features.at(column_of(feature));
   if (!schema().features[feature].multi_valued) return column.values.subspan(rows.begin, rows.end - rows.begin);
   const auto from = column.offsets[rows.begin], to = column.offsets[rows.end];
   UQA_CHECK(0 <= from && from <= to && to <= static_cast<std::int64_t>(column.values.size()), ErrorCode::kData,
@@ -120,7 +163,7 @@ std::span<const std::int32_t> Dataset::values(std::size_t feature, std::int64_t 
 std::span<const std::int64_t> Dataset::offsets(std::size_t feature, std::int64_t user, std::int64_t begin, std::int64_t end) const {
   const auto rows = impl_->rows(user, begin, end);
   if (!schema().features.at(feature).multi_valued) return {};
-  return rows.shard->features[feature].offsets.subspan(rows.begin, rows.end - rows.begin + 1);
+  return rows.shard->features[column_of(feature)].offsets.subspan(rows.begin, rows.end - rows.begin + 1);
 }
 
 std::span<const std::int64_t> Dataset::timestamps(std::int64_t user, std::int64_t begin, std::int64_t end) const {

@@ -50,6 +50,11 @@ class Dataset {
   /// (`verify` false skips the checksums). Throws Error(kData) naming the file and what is wrong with it.
   [[nodiscard]] static Dataset open(const fs::path& directory, ReadMode mode = ReadMode::kMap, bool verify = true);
 
+  /// The same histories with the named features only, whatever the order of `names` in schema order. The item feature must be among them;
+  /// "item" names it, too. Items and digest() stay those of the whole data set. Error(kConfig) for an unknown name (the nearest is suggested),
+  /// one given twice, and a list without the item.
+  [[nodiscard]] Dataset with_features(const std::vector<std::string>& names) const;
+
   [[nodiscard]] const Schema& schema() const;
   [[nodiscard]] const ItemCatalog& items() const;
   [[nodiscard]] std::int64_t num_users() const;
@@ -75,7 +80,10 @@ class Dataset {
 
  private:
   struct Impl;
+  struct View;
+  [[nodiscard]] std::size_t column_of(std::size_t feature) const;
   std::shared_ptr<const Impl> impl_;
+  std::shared_ptr<const View> view_;  ///< null: every feature
 };
 
 }  // namespace uqa::data

@@ -63,6 +63,7 @@ void bind(OptionSet& options, trainer::UserModelSettings& s) {
   options.add("model.mamba2.conv_kernel", &s.mamba2.conv_kernel, "mamba2: taps of the causal convolution (> 0)");
   options.add("model.mamba2.num_groups", &s.mamba2.num_groups, "mamba2: groups of heads that share B and C (> 0)");
   options.add("model.mamba2.chunk", &s.mamba2.chunk, "mamba2: rows of a history that are computed together; changes speed and rounding only (> 0)");
+  options.add("model.sasrec.same_start", &s.sasrec_same_start, "sasrec: every attention layer starts with the first one's input projection, as the reference's do");
   options.add("model.item_dim", &s.item_dim, "width of the item table (> 0)");
   options.add("model.feature_dim", &s.feature_dim, "width of every other table (> 0)");
   options.add("model.dims", &s.dims, "widths of single tables, for example brand=32,shop=32");

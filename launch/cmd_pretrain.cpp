@@ -15,6 +15,7 @@ class PretrainCommand final : public Command {
     options_.add("data", &config_.data, "imported data set (directory of uqa import)", OptionSet::kRequired);
     options_.add("run", &run_, "run directory to make, or to resume", OptionSet::kRequired);
     options_.add("preset", &config_.preset, "where settings that are not given come from: default or faithful (the reference's)");
+    options_.add("features", &config_.features, "features of the data that the encoder sees, the item among them; item: no side information; empty: all");
     options_.add("metric", &config_.metric, "validation metric that picks the best epoch: NDCG@k or Recall@k");
     bind(options_, config_.model);
     options_.add("data.split", &config_.split, "leave_one_out, ratio:SHARE[:SEED], time:SECONDS or files:TRAIN,VALID[,TEST]");

@@ -230,7 +230,7 @@ std::string OptionSet::to_ini() const {
     for (const auto& option : options_) {
       if (section_of(option.name) != section || option.transient) continue;
       const auto value = option.show();
-      if (value.empty()) continue;
+      if (value.empty() && option.shown_default.empty()) continue;  // an empty value that is not the default is a setting
       text += fmt::format("{} = {}\n", section.empty() ? option.name : option.name.substr(section.size() + 1), value);
     }
   }

@@ -52,7 +52,7 @@ struct AlignTask::Impl {
     UQA_CHECK(fs::is_directory(config.llm), ErrorCode::kConfig, "llm = {}, must be a Hugging Face directory; change --llm", config.llm);
     data = data::Dataset::open(config.data);
     questions = std::make_unique<AlignQuestions>(config, data);
-    for (const auto& group : questions->train()) rows_of_group.push_back(num_rows(questions->scored(group).prompts));
+    for (const auto& group : questions->train()) rows_of_group.push_back(questions->rows(group));
     build_models();
   }
 
@@ -63,6 +63,9 @@ struct AlignTask::Impl {
                                         .trainable = !frozen.llm,
                                         .lora = {.rank = config.lora.rank, .alpha = config.lora.alpha},
                                         .seed = seed});
+    const auto longest = questions->chat_counts().longest_rows;
+    UQA_CHECK(longest <= llm->config().max_positions, ErrorCode::kConfig,
+              "a training text has {} rows with its soft token, the LLM takes {}; give a smaller --prompt.max_tokens or another --llm", longest, llm->config().max_positions);
     if (soft) users = std::make_unique<AlignUsers>(config, frozen, data, *questions, llm->config().hidden);
     double weights = 0, lora = 0;
     for (const auto& [name, shape] : llm->config().weight_shapes()) {
@@ -85,9 +88,9 @@ struct AlignTask::Impl {
     std::vector<std::int64_t> gold;
     for (const auto q : members) gold.push_back(questions->encoded(q).gold);
     micro.gold_B = at::tensor(gold, at::kLong);
-    const auto scored = questions->scored(members);
-    micro.packed = pack_prompts(scored.prompts);
-    if (config.calibrate) micro.reference_B = at::tensor(scored.reference_of, at::kLong);
+    auto packed = questions->packed(members);
+    micro.packed = std::move(packed.prompts);
+    if (config.calibrate) micro.reference_B = at::tensor(packed.reference_of, at::kLong);
     const auto size = static_cast<std::int64_t>(members.size());
     micro.same_group_BB = at::zeros({size, size}, at::kBool);
     std::int64_t begin = 0;
@@ -148,16 +151,17 @@ AlignTask::~AlignTask() = default;
 std::vector<NamedParameter> AlignTask::parameters() const {
   const auto& s = *impl_;
   std::vector<NamedParameter> parameters;
-  const auto add = [&](const std::string& prefix, const torch::nn::Module& module) {
+  const double other = s.config.other_lr > 0 ? s.config.other_lr / s.config.loop.optim.peak_lr : 1;
+  const auto add = [&](const std::string& prefix, const torch::nn::Module& module, double lr_scale) {
     for (const auto& parameter : module.named_parameters()) {
-      if (parameter.value().requires_grad()) parameters.push_back({prefix + parameter.key(), parameter.value()});
+      if (parameter.value().requires_grad()) parameters.push_back({prefix + parameter.key(), parameter.value(), lr_scale});
     }
   };
   if (s.soft) {
-    add("encoder.", *s.users->encoder());
-    add("adapter.", s.users->adapter());
+    add("encoder.", *s.users->encoder(), other);
+    add("adapter.", s.users->adapter(), 1);
   }
-  for (const auto& [name, tensor] : s.llm->trainable_parameters()) parameters.push_back({"llm." + name, tensor});
+  for (const auto& [name, tensor] : s.llm->trainable_parameters()) parameters.push_back({"llm." + name, tensor, other});
   return parameters;
 }
 
@@ -207,7 +211,7 @@ std::optional<Validation> AlignTask::validate(const comm::Mesh& mesh) {
   comm::run_agreed(mesh.world(), [&] {
     const at::NoGradGuard no_grad;
     std::vector<std::int64_t> rows;
-    for (const auto& group : all.valid()) rows.push_back(num_rows(all.scored(group).prompts));
+    for (const auto& group : all.valid()) rows.push_back(all.rows(group));
     const auto parts = group_by_rows(rows, s.config.micro_rows);
     for (std::size_t g = static_cast<std::size_t>(mesh.world().rank()); g < parts.size(); g += static_cast<std::size_t>(mesh.world().size())) {
       const auto micro = s.make_micro(all.valid(), parts[g]);
@@ -256,7 +260,7 @@ void AlignTask::set_training(bool on) {
   s.llm->train(on);
   if (!s.soft) return;
   s.users->adapter().train(on && !s.frozen.adapter);
-  s.users->encoder()->train(on && !s.frozen.encoder);  // a frozen encoder runs without dropout
+  s.users->encoder()->train(on && (!s.frozen.encoder || !s.config.encoder.eval_when_frozen));
 }
 
 void AlignTask::save_model(const fs::path& directory) const {
@@ -269,6 +273,7 @@ void AlignTask::save_model(const fs::path& directory) const {
   Json json{{"format", "uqa.aligned"},
             {"version", 1},
             {"stage", stage()},
+            {"preset", s.config.preset},
             {"prompt", s.config.prompt},
             {"prompt_options", to_json(s.questions->prompts().options())},
             {"answer", s.config.answer},
@@ -310,12 +315,14 @@ Json AlignTask::describe() const {
   const auto rows = std::accumulate(s.rows_of_group.begin(), s.rows_of_group.end(), std::int64_t{0});
   std::map<std::string, std::int64_t> parameters;
   for (const auto& [name, tensor] : this->parameters()) parameters[name.substr(0, name.find('.'))] += tensor.numel();
+  Json texts{{"cut", s.questions->chat_counts().cut}, {"answer_lost", s.questions->chat_counts().answer_lost}};
   return {{"data", {{"path", s.config.data}, {"digest", s.data.digest()}}},
           {"questions", {{"path", s.config.questions},
                          {"digest", s.questions->digest()},
                          {"train", num_train},
                          {"train_groups", num_samples()},
                          {"valid", count(s.questions->valid())},
+                         {"texts", texts},
                          {"rows_per_question", static_cast<double>(rows) / static_cast<double>(num_train)},
                          {"longer_than_encoder_max_len", s.soft ? s.users->num_cut() : 0}}},
           {"trained_parameters", parameters},
@@ -325,24 +332,24 @@ Json AlignTask::describe() const {
                      {"per_interaction", s.flops_per_interaction}}}};
 }
 
-std::vector<std::string> AlignTask::deviations() const {
+Deviations AlignTask::deviations() const {
   const auto& s = *impl_;
-  std::vector<std::string> list{
-      "prompts are packed end to end and the head runs only where a token is scored; the reference pads to 512 and runs it everywhere",
-      "only the answer carries loss; the reference also trains the chat's markers of every turn",
-      "nothing is cut off; the reference cuts text on the right at 512 tokens, which can drop the answer",
-      "initial weights and order come from counter-based numbers keyed by seed; the reference starts each rank's adapter differently"};
-  if (s.soft && s.frozen.encoder) list.emplace_back("the frozen encoder runs without dropout and once per history; the reference leaves dropout on");
-  if (s.questions->choice()) list.emplace_back("the loss is a softmax over the four options' scores (objective choice); the reference predicts the answer token");
-  if (s.config.calibrate) list.emplace_back("an option's score is its gain over the same question about the average user; the reference scores the answer as it is");
-  if (s.questions->learn_text()) list.emplace_back("the option's own words are learned; the reference learns the letter");
-  if (s.config.lora.rank > 0) list.push_back(fmt::format("the LLM gets LoRA of rank {}; the reference trains the adapter alone or the whole LLM", s.config.lora.rank));
-  if (s.soft && s.config.prompt_format.place != "before") list.emplace_back("the soft token stands in the user turn; the reference puts it before the chat");
-  list.emplace_back("questions that share their text form one sample of a step; the reference shuffles questions one by one");
-  if (s.soft && s.users->start() != "plain") list.emplace_back("the adapter is trained on whitened mean states (stored as one linear layer); the reference trains on the states as they are");
-  if (s.soft && s.users->start() == "words") list.emplace_back("the adapter starts near the embeddings of the words that answer its users' questions; the reference starts at random");
-  if (!s.soft) list.emplace_back("no soft token: this run is the baseline that sees no user");
-  return list;
+  return align_deviations(s.config, s.soft ? s.users->start() : "", s.questions->prompts().system());
+}
+
+std::map<std::string, std::int64_t> AlignTask::gradient_bytes() const {
+  const auto& s = *impl_;
+  const auto sum = [](const std::vector<Tensor>& parameters) {
+    std::int64_t bytes = 0;
+    for (const auto& parameter : parameters) bytes += parameter.grad().defined() ? static_cast<std::int64_t>(parameter.grad().nbytes()) : 0;
+    return bytes;
+  };
+  std::map<std::string, std::int64_t> bytes{{"llm", sum(s.llm->parameters())}};
+  if (s.soft) {
+    bytes["encoder"] = sum(s.users->encoder()->parameters());
+    bytes["adapter"] = sum(s.users->adapter().parameters());
+  }
+  return bytes;
 }
 
 }  // namespace uqa::trainer

@@ -18,6 +18,7 @@
 #include "models/adapters/adapter.h"
 #include "models/llm/decoder.h"
 #include "trainer/config.h"
+#include "trainer/deviations.h"
 #include "trainer/pretrain.h"
 #include "trainer/prompt.h"
 #include "trainer/training.h"
@@ -30,6 +31,11 @@ struct AlignLoraConfig {
   double alpha = 0;        ///< the update is scaled by alpha / rank; 0: alpha = 2 * rank
 };
 
+struct AlignEncoderConfig {
+  /// A frozen encoder runs without dropout, and so once per history. False: dropout stays on, as in the reference, and the encoder runs in every step.
+  bool eval_when_frozen = true;
+};
+
 struct AlignAdapterConfig {
   std::string kind = "linear";    ///< models::AdapterConfig::kind
   std::int64_t tokens = 1;        ///< soft tokens of a user; 1 to 64
@@ -39,6 +45,8 @@ struct AlignAdapterConfig {
   /// "plain": as torch.nn.Linear, or the kind's own; "whitened": LinearAdapter::init_whitened over the training histories; "words": then
   /// fit_word_start(); "auto": whitened for the kinds linear and last, else plain.
   std::string init = "auto";
+  /// Directory of `uqa export` or `uqa align` whose adapter training starts from; it must be of the same kind and made for the same encoder. "": none.
+  std::string from;
   double init_scale = 1;          ///< not "plain": root mean square of the first soft tokens, relative to the LLM's token embeddings; > 0
 };
 
@@ -46,9 +54,12 @@ struct AlignPromptConfig {
   std::string place = "before";     ///< PromptOptions::place
   std::string system = "default";   ///< system text; "default": the chat template's own
   bool end_token = false;           ///< an option's words end with the end-of-turn token when they are scored
+  std::int64_t max_tokens = 0;      ///< objective "chat": text is cut on the right to so many tokens, soft tokens not counted; 0: nothing is cut
+  bool allow_lost_answers = false;  ///< learn from texts that max_tokens cuts the answer off, as the reference does; false: refuse
 };
 
 struct AlignConfig {
+  std::string preset = "default";        ///< where unset settings come from: "default" or "faithful" (see align_preset)
   std::string data;                      ///< directory written by `uqa import`; required
   std::string questions;                 ///< directory written by `uqa questions`; required
   std::string encoder_run;               ///< run directory of `uqa pretrain`; required
@@ -56,13 +67,17 @@ struct AlignConfig {
   std::string prompt = "soft";           ///< "soft", or "none": the baseline that is tuned with equal budget and sees no user
   std::string answer = "text";           ///< what is learned: the option's "letter", its words ("text"), or "both"
   /// "choice": softmax over the four options' scores; "contrast": the mean of that and of a softmax over the users who are asked the same
-  /// (symmetric, as CLIP's); "lm": cross-entropy of the gold answer.
+  /// (symmetric, as CLIP's); "lm": cross-entropy of the gold answer; "chat": that of the answer and of the chat's own markers in every turn, as
+  /// the reference trains (trainer/chat_example.h).
   std::string objective = "choice";
   double choice_scale = 1;               ///< factor of the scores in that softmax; > 0
   /// Scores are differences from the scores with the average training user's soft token, as Rule::kCalibrated judges; needs prompt "soft",
   /// an objective with options, and a frozen encoder.
   bool calibrate = false;
   std::string freeze = "encoder,llm";    ///< subset of encoder, adapter, llm that is not trained; "" trains all. LoRA is set by lora.rank
+  bool group_by_text = true;             ///< questions with the same text are one sample of a step; false: every question is a sample
+  double other_lr = 0;                   ///< learning rate of everything but the adapter, in the adapter's schedule; 0: optim.peak_lr
+  AlignEncoderConfig encoder;
   AlignLoraConfig lora;
   AlignAdapterConfig adapter;
   StateCacheConfig cache;                ///< where a frozen encoder's states are kept
@@ -73,14 +88,22 @@ struct AlignConfig {
   std::int64_t micro_rows = 2048;        ///< most LLM rows of one forward pass on one rank: bounds memory; > 0
   LoopConfig loop;
   void validate() const;                 ///< Error(kConfig) naming the field; nothing is opened
+  /// Looks at the encoder's and the adapter's model.json, so that what cannot fit is refused before any work: Error(kConfig) naming both numbers.
+  void check_inputs() const;
   [[nodiscard]] PromptOptions prompt_options() const;
   [[nodiscard]] models::AdapterConfig adapter_config(std::int64_t encoder_hidden, std::int64_t llm_hidden) const;
 };
+
+/// The settings that `preset` gives before options are applied. "default": those above. "faithful": the reference's protocol and published
+/// hyper-parameters (docs/design/0008). Error(kConfig).
+[[nodiscard]] AlignConfig align_preset(const std::string& preset);
 
 /// The encoder's view of questions: the most recent `max_len` interactions of each span. `num_cut` counts spans that were longer.
 [[nodiscard]] std::vector<data::Span> encoder_spans(const std::vector<data::Question>& questions, std::int64_t max_len, std::int64_t* num_cut = nullptr);
 /// Error(kConfig) naming the table or feature in which the data set differs from what the encoder was trained on.
 void check_same_schema(const models::UserModelConfig& encoder, const data::Schema& schema);
+/// `data` with the features that the encoder was trained on. Error(kConfig) naming what the data set lacks, or a table that differs.
+[[nodiscard]] data::Dataset select_features(const models::UserModelConfig& encoder, const data::Dataset& data);
 /// Digests that tell whether weights changed: of every tensor, and of every file of a Hugging Face directory that is read.
 [[nodiscard]] std::string digest_of(const torch::nn::Module& module);
 [[nodiscard]] std::string digest_of_llm(const fs::path& directory);
@@ -112,8 +135,10 @@ class AlignTask : public TrainingTask {
 
   /// Counts and sizes for run.json.
   [[nodiscard]] Json describe() const;
-  /// How this run differs from the reference, one sentence each.
-  [[nodiscard]] std::vector<std::string> deviations() const;
+  /// How this run differs from the reference.
+  [[nodiscard]] Deviations deviations() const;
+  /// Bytes of the gradients that "encoder", "adapter" and "llm" hold at this moment: 0 for a frozen part.
+  [[nodiscard]] std::map<std::string, std::int64_t> gradient_bytes() const;
 
  private:
   struct Impl;

@@ -115,6 +115,19 @@ void check_same_schema(const models::UserModelConfig& encoder, const data::Schem
   }
 }
 
+data::Dataset select_features(const models::UserModelConfig& encoder, const data::Dataset& data) {
+  std::vector<std::string> names, known;
+  for (const auto& feature : data.schema().features) known.push_back(feature.name);
+  for (const auto& feature : encoder.features) {
+    UQA_CHECK(std::find(known.begin(), known.end(), feature.name) != known.end(), ErrorCode::kConfig,
+              "the encoder was trained on feature {}, the data set has {}; give the data set that it was trained on", feature.name, fmt::join(known, ", "));
+    names.push_back(feature.name);
+  }
+  auto selected = data.with_features(names);
+  check_same_schema(encoder, selected.schema());
+  return selected;
+}
+
 std::string digest_of(const torch::nn::Module& module) {
   std::string text;
   for (const auto& [name, tensor] : models::state_dict(module)) {

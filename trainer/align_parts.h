@@ -36,6 +36,25 @@ using QuestionGroup = std::vector<std::size_t>;
 [[nodiscard]] std::vector<std::int64_t> add_references(std::vector<ScoredPrompt>& prompts, const std::vector<data::Question>& questions,
                                                        const std::vector<std::size_t>& members, const std::vector<EncodedQuestion>& reference);
 
+/// The system text of every training text of the reference.
+inline constexpr const char* kReferenceSystem = "You are Qwen, created by Alibaba Cloud. You are a helpful assistant.";
+
+/// How a run with `config` differs from the reference. `start`: AlignUsers::start(); `system`: the system text of the prompts.
+[[nodiscard]] Deviations align_deviations(const AlignConfig& config, const std::string& start, const std::string& system);
+
+/// An adapter that was trained before.
+struct GivenAdapter {
+  std::string encoder_digest;             ///< of the encoder that it was trained with
+  models::AdapterConfig config;
+  fs::path weights;                       ///< safetensors file
+  std::string prefix;                     ///< of its tensors' names there
+};
+/// From a directory of `uqa export` or `uqa align`. Error(kConfig) where it is not of the structure `wanted` (the LLM's width is not compared),
+/// naming both.
+[[nodiscard]] GivenAdapter read_given_adapter(const fs::path& directory, const models::AdapterConfig& wanted);
+/// Its weights into `adapter`, which must have the same structure; refused (Error(kConfig)) if it was made for another encoder.
+void start_from_given(models::AdapterImpl& adapter, const GivenAdapter& given, const std::string& encoder_digest);
+
 [[nodiscard]] Json to_json(const models::AdapterConfig& config);
 [[nodiscard]] models::AdapterConfig adapter_config_from_json(const Json& json, const std::string& what);
 

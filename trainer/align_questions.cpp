@@ -6,6 +6,7 @@
 #include <utility>
 
 #include "core/error.h"
+#include "core/log.h"
 #include "core/random.h"
 
 namespace uqa::trainer {
@@ -48,7 +49,8 @@ std::vector<QuestionGroup> subset(std::vector<QuestionGroup> groups, std::int64_
 }  // namespace
 
 AlignQuestions::AlignQuestions(const AlignConfig& config, const data::Dataset& data)
-    : choice_(config.objective != "lm"),
+    : choice_(config.objective == "choice" || config.objective == "contrast"),
+      chat_(config.objective == "chat"),
       calibrate_(config.calibrate),
       learn_letter_(config.answer != "text"),
       learn_text_(config.answer != "letter"),
@@ -57,6 +59,7 @@ AlignQuestions::AlignQuestions(const AlignConfig& config, const data::Dataset& d
             "questions {} were built from another data set than {}; build them again or change --data", config.questions, config.data);
   UQA_CHECK(!set_.train.empty(), ErrorCode::kData, "questions {} hold no training questions; build them again", config.questions);
   tokenise(config, data);
+  if (chat_) make_chats(config);
   split(config);
 }
 
@@ -75,13 +78,38 @@ void AlignQuestions::tokenise(const AlignConfig& config, const data::Dataset& da
   }
 }
 
+void AlignQuestions::make_chats(const AlignConfig& config) {
+  const ChatExamples chats(*prompts_, {.max_tokens = config.prompt_format.max_tokens, .soft = config.prompt == "soft"});
+  for (std::size_t q = 0; q < set_.train.size(); ++q) {
+    const auto& question = set_.train[q];
+    const auto& answer = learn_text_ && !question.options.empty() ? question.options[question.gold()] : question.answer;
+    const auto& example = chats_.emplace_back(chats.make(question.id, question.text, answer));
+    chat_counts_.cut += example.num_cut > 0 ? 1 : 0;
+    chat_counts_.answer_lost += example.answer_lost ? 1 : 0;
+    chat_counts_.longest_rows = std::max(chat_counts_.longest_rows, static_cast<std::int64_t>(example.ids.size()));
+  }
+  const auto limit = config.prompt_format.max_tokens;
+  UQA_CHECK(chat_counts_.answer_lost == 0 || config.prompt_format.allow_lost_answers, ErrorCode::kConfig,
+            "prompt.max_tokens = {}, cuts the answer off {} of {} questions; raise it, or learn from what is left with --prompt.allow_lost_answers", limit,
+            chat_counts_.answer_lost, set_.train.size());
+  if (chat_counts_.cut > 0) {
+    log::warn("align", "prompt.max_tokens = {} cuts {} of {} texts, {} of them lose their answer", limit, chat_counts_.cut, set_.train.size(), chat_counts_.answer_lost);
+  }
+}
+
 void AlignQuestions::split(const AlignConfig& config) {
   const auto held_out = validation_users(set_.train, config.validation_fraction, config.loop.train.seed);
   std::vector<std::size_t> train, valid;
   for (std::size_t i = 0; i < set_.train.size(); ++i) (held_out.contains(set_.train[i].user) ? valid : train).push_back(i);
   const auto key = stream_key(static_cast<std::uint64_t>(config.loop.train.seed), "align/subset");
-  train_ = subset(groups_by_text(set_.train, train), config.max_questions, key);
-  if (config.validation_questions > 0) valid_ = subset(groups_by_text(set_.train, valid), config.validation_questions, key);
+  const auto grouped = [&](const std::vector<std::size_t>& indices) {
+    if (config.group_by_text) return groups_by_text(set_.train, indices);
+    std::vector<QuestionGroup> groups;
+    for (const auto q : indices) groups.push_back({q});
+    return groups;
+  };
+  train_ = subset(grouped(train), config.max_questions, key);
+  if (config.validation_questions > 0) valid_ = subset(grouped(valid), config.validation_questions, key);
   UQA_CHECK(!train_.empty(), ErrorCode::kConfig, "no training question is left after validation_fraction = {}; lower it", config.validation_fraction);
 }
 
@@ -95,6 +123,23 @@ ScoredPrompt AlignQuestions::scored(std::size_t q) const {
     if (learn_text_) prompt.continuations.emplace_back(gold_text_[q]);
   }
   return prompt;
+}
+
+AlignQuestions::Packed AlignQuestions::packed(const std::vector<std::size_t>& questions) const {
+  if (!chat_) {
+    auto all = scored(questions);
+    return {.prompts = pack_prompts(all.prompts), .reference_of = std::move(all.reference_of)};
+  }
+  std::vector<const ChatExample*> examples;
+  for (const auto q : questions) examples.push_back(&chats_[q]);
+  return {.prompts = pack_chats(examples), .reference_of = {}};
+}
+
+std::int64_t AlignQuestions::rows(const std::vector<std::size_t>& questions) const {
+  if (!chat_) return num_rows(scored(questions).prompts);
+  std::int64_t sum = 0;
+  for (const auto q : questions) sum += static_cast<std::int64_t>(chats_[q].ids.size());
+  return sum;
 }
 
 AlignQuestions::Scored AlignQuestions::scored(const std::vector<std::size_t>& questions) const {

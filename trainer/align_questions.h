@@ -8,6 +8,7 @@
 #include "data/question.h"
 #include "trainer/align.h"
 #include "trainer/align_parts.h"
+#include "trainer/chat_example.h"
 
 namespace uqa::trainer {
 
@@ -24,6 +25,20 @@ class AlignQuestions {
     std::vector<std::int64_t> reference_of;      ///< config.calibrate: the latter's index for each question; else empty
   };
   [[nodiscard]] Scored scored(const std::vector<std::size_t>& questions) const;
+  /// The LLM's input for some questions and what is scored in it; with config.calibrate behind them the same about the average user.
+  struct Packed {
+    PackedPrompts prompts;
+    std::vector<std::int64_t> reference_of;      ///< as in Scored
+  };
+  [[nodiscard]] Packed packed(const std::vector<std::size_t>& questions) const;
+  /// LLM rows that packed() gives them.
+  [[nodiscard]] std::int64_t rows(const std::vector<std::size_t>& questions) const;
+  /// Objective "chat": texts of all() that max_tokens cuts, those that lose their answer, and the rows of the longest.
+  struct ChatCounts {
+    std::int64_t cut = 0, answer_lost = 0, longest_rows = 0;
+  };
+  [[nodiscard]] const ChatCounts& chat_counts() const { return chat_counts_; }
+
   [[nodiscard]] const std::vector<data::Question>& all() const { return set_.train; }
   [[nodiscard]] const EncodedQuestion& encoded(std::size_t q) const { return encoded_[q]; }
   [[nodiscard]] const PromptEncoder& prompts() const { return *prompts_; }
@@ -39,12 +54,16 @@ class AlignQuestions {
   void tokenise(const AlignConfig& config, const data::Dataset& data);
   void split(const AlignConfig& config);
 
-  bool choice_, calibrate_, learn_letter_, learn_text_;
+  void make_chats(const AlignConfig& config);
+
+  bool choice_, chat_, calibrate_, learn_letter_, learn_text_;
   data::QuestionSet set_;
   std::unique_ptr<PromptEncoder> prompts_;
   LetterTokens letters_;
   std::vector<EncodedQuestion> encoded_;
   std::vector<std::vector<std::int64_t>> gold_letter_, gold_text_;  ///< "lm": gold answers with the end token
+  std::vector<ChatExample> chats_;                                  ///< objective "chat"
+  ChatCounts chat_counts_;
   std::vector<QuestionGroup> train_, valid_;
 };
 

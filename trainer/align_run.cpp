@@ -8,16 +8,20 @@ namespace uqa::trainer {
 Json run_align(const AlignConfig& config, const comm::Mesh& mesh, RunDirectory& run) {
   const auto& world = mesh.world();
   config.validate();
+  comm::run_agreed(world, [&] { config.check_inputs(); });
   set_num_threads(config.loop.train.num_threads, world);
   AlignTask task(config, mesh);
   Json info = describe_run(mesh);
-  info["deviations"] = task.deviations();
+  const auto deviations = task.deviations();
+  info["deviations"] = deviations.to_json();
   const Json facts = task.describe();
   info.update(facts);
   comm::run_agreed(world, [&] { run.write_run_json(info); });
   log::info("align", "{} training questions in {} groups of one text, {:.0f} LLM rows a question, {} to validate; trained parameters: {}",
             facts["questions"]["train"].get<std::int64_t>(), task.num_samples(),
             facts["questions"]["rows_per_question"].get<double>(), facts["questions"]["valid"].get<std::int64_t>(), facts["trained_parameters"].dump());
+
+  deviations.print("align");
 
   const auto trained = run_training(task, config.loop, mesh, run);
   Json result{{"stage", task.stage()},

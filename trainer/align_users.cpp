@@ -27,8 +27,8 @@ models::PackedLayout one_row_each(std::int64_t rows) {
 }  // namespace
 
 AlignUsers::AlignUsers(const AlignConfig& config, const Frozen& frozen, const data::Dataset& data, const AlignQuestions& questions, std::int64_t llm_hidden)
-    : config_(config), frozen_(frozen), data_(data), questions_(questions), encoder_(load_user_model(config.encoder_run)) {
-  check_same_schema(encoder_.config, data.schema());
+    : config_(config), frozen_(frozen), questions_(questions), encoder_(load_user_model(config.encoder_run)) {
+  data_ = select_features(encoder_.config, data);
   if (get_or<std::string>(encoder_.info, "data_digest", "", config.encoder_run) != data.digest()) {
     log::warn("align", "encoder run {} was trained on another data set than {}; item ids must mean the same in both", config.encoder_run, config.data);
   }
@@ -41,6 +41,9 @@ AlignUsers::AlignUsers(const AlignConfig& config, const Frozen& frozen, const da
   for (const auto& parameter : encoder_.model->parameters()) parameter.requires_grad_(!frozen.encoder);
   const bool one_layer = dynamic_cast<const models::LinearAdapterImpl*>(adapter_.get()) != nullptr;
   start_ = config.adapter.init == "auto" ? (one_layer ? "whitened" : "plain") : config.adapter.init;
+  if (config.adapter.from.empty()) return;
+  start_ = "plain";
+  start_from_given(*adapter_, read_given_adapter(config.adapter.from, adapter_->config()), encoder_digest_);
 }
 
 std::vector<std::int64_t> AlignUsers::training_questions() const {
@@ -93,14 +96,15 @@ AlignUsers::Batch AlignUsers::load(const std::vector<std::size_t>& questions, st
   Batch batch{.questions = {}, .num_references = num_references, .histories = {}, .history_B = {}};
   for (const auto q : questions) batch.questions.push_back(static_cast<std::int64_t>(q));
   if (!runs_in_step()) return batch;
-  // Questions about the same history share one run of the encoder.
+  // Questions about the same history share one run of the encoder, except where dropout gives each its own states.
   std::map<std::tuple<std::int64_t, std::int64_t, std::int64_t>, std::int64_t> seen;
   std::vector<data::Span> distinct;
   std::vector<std::int64_t> history, sample_ids;
   for (const auto q : questions) {
     const auto& span = spans_[q];
     const auto [found, is_new] = seen.try_emplace({span.user, span.begin, span.end}, static_cast<std::int64_t>(distinct.size()));
-    if (is_new) {
+    if (is_new || has_dropout()) {
+      found->second = static_cast<std::int64_t>(distinct.size());
       distinct.push_back(span);
       sample_ids.push_back(static_cast<std::int64_t>(q));
     }

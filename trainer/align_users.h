@@ -16,7 +16,7 @@ namespace uqa::trainer {
 
 class AlignUsers {
  public:
-  /// Loads the encoder, checks it against `data`, builds the adapter for an LLM of width `llm_hidden`. `config`, `data` and `questions` are
+  /// Loads the encoder, checks it against `data`, builds the adapter for an LLM of width `llm_hidden`. `config` and `questions` are
   /// kept by reference.
   AlignUsers(const AlignConfig& config, const Frozen& frozen, const data::Dataset& data, const AlignQuestions& questions, std::int64_t llm_hidden);
   /// States of a frozen encoder, and the adapter's start from the training questions; `tokens_VL` are the LLM's token embeddings,
@@ -43,17 +43,18 @@ class AlignUsers {
   [[nodiscard]] const std::string& encoder_digest() const { return encoder_digest_; }
   [[nodiscard]] const std::vector<data::Span>& spans() const { return spans_; }  ///< of questions.all()
   [[nodiscard]] std::int64_t num_cut() const { return num_cut_; }                ///< histories longer than max_len
-  [[nodiscard]] const std::string& start() const { return start_; }              ///< "plain", "whitened" or "words": "auto" resolved
+  [[nodiscard]] const std::string& start() const { return start_; }              ///< "plain", "whitened" or "words": "auto" resolved; "plain" for a given adapter
   [[nodiscard]] double take_encoder_seconds() { return std::exchange(encoder_seconds_, 0); }  ///< spent in the encoder by soft_tokens() since the last call
 
  private:
   void start_adapter(const Tensor& states_SH, const Tensor& tokens_VL);
   [[nodiscard]] std::vector<std::int64_t> training_questions() const;
   [[nodiscard]] bool runs_in_step() const { return !frozen_.encoder || config_.cache.users == "off"; }
+  [[nodiscard]] bool has_dropout() const { return !frozen_.encoder || !config_.encoder.eval_when_frozen; }
 
   const AlignConfig& config_;
   Frozen frozen_;
-  const data::Dataset& data_;
+  data::Dataset data_;                          ///< with the features that the encoder sees
   const AlignQuestions& questions_;
   LoadedUserModel encoder_;
   std::string encoder_digest_, start_;

@@ -63,4 +63,25 @@ void LoopConfig::validate() const {
   train.validate();
 }
 
+std::vector<std::string> differing_settings(const LoopConfig& here, const LoopConfig& there) {
+  std::vector<std::string> list;
+  const auto compare = [&](const char* name, const auto& a, const auto& b) {
+    if (a != b) list.push_back(fmt::format("{} {} ({})", name, a, b));
+  };
+  compare("optimizer", here.optim.kind, there.optim.kind);
+  compare("learning rate", here.optim.peak_lr, there.optim.peak_lr);
+  compare("schedule", here.optim.schedule, there.optim.schedule);
+  compare("warm-up fraction", here.optim.warmup_fraction, there.optim.warmup_fraction);
+  compare("weight decay", here.optim.weight_decay, there.optim.weight_decay);
+  compare("beta1", here.optim.beta1, there.optim.beta1);
+  compare("beta2", here.optim.beta2, there.optim.beta2);
+  compare("eps", here.optim.eps, there.optim.eps);
+  compare("clip norm", here.optim.clip_norm, there.optim.clip_norm);
+  compare("batch", here.batch.global_users, there.batch.global_users);
+  compare("epochs", here.train.epochs, there.train.epochs);
+  compare("max steps", here.train.max_steps, there.train.max_steps);
+  compare("patience", here.train.patience, there.train.patience);
+  return list;
+}
+
 }  // namespace uqa::trainer

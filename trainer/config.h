@@ -3,6 +3,7 @@
 
 #include <cstdint>
 #include <string>
+#include <vector>
 
 namespace uqa::trainer {
 
@@ -61,5 +62,8 @@ struct LoopConfig {
   TrainConfig train;
   void validate() const;
 };
+
+/// The settings that change what is learned and are not the same in both: "learning rate 0.001 (0.0004)". Precision is left out.
+[[nodiscard]] std::vector<std::string> differing_settings(const LoopConfig& here, const LoopConfig& there);
 
 }  // namespace uqa::trainer

@@ -93,7 +93,7 @@ class Evaluation {
     if (has_state(prompt_) && !has_reference_) {
       log::warn("evaluate", "run {} was aligned with a trained encoder and holds no average user: rule calibrated is left out", config_.run);
     }
-    if (has_soft_row(prompt_)) check_same_schema(model_.encoder_config, data_.schema());
+    if (has_soft_row(prompt_)) data_ = select_features(model_.encoder_config, data_);
     if (config_.cache_responses) {
       cache_.emplace(fs::path(config_.run) / "eval" / "responses.bin");
       run_facts_ = fmt::format("{} {} {} {} {} {}|", hash_file(fs::path(config_.run) / "model.safetensors"), model_.info.at("llm").at("digest").dump(),

@@ -33,8 +33,7 @@ void write_llm(const fs::path& directory, const AlignedModel& aligned, at::Scala
 
 /// -> [users, tokens, width] of the soft prompts.
 std::vector<std::int64_t> write_soft_prompts(const fs::path& directory, const AlignedModel& aligned, const std::string& path) {
-  const auto data = data::Dataset::open(path);
-  check_same_schema(aligned.encoder_config, data.schema());
+  const auto data = select_features(aligned.encoder_config, data::Dataset::open(path));
   std::vector<data::Span> spans;
   std::vector<std::int64_t> users;
   std::string ids;

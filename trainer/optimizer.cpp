@@ -7,7 +7,9 @@ namespace uqa::trainer {
 Optimizer::Optimizer(std::vector<NamedParameter> parameters, OptimConfig config) : parameters_(std::move(parameters)), config_(std::move(config)) {
   UQA_CHECK(!parameters_.empty(), ErrorCode::kConfig, "trained parameters = 0, at least one is required; freeze less");
   const bool adamw = config_.kind == "adamw";
-  for (const auto& [name, tensor] : parameters_) {
+  for (std::size_t i = 0; i < parameters_.size(); ++i) groups_[parameters_[i].lr_scale].push_back(i);
+  for (const auto& [name, tensor, lr_scale] : parameters_) {
+    UQA_CHECK(lr_scale > 0, ErrorCode::kInternal, "parameter {}: lr_scale = {}, must be > 0", name, lr_scale);
     UQA_CHECK(tensor.scalar_type() == at::kFloat && tensor.is_contiguous() && tensor.requires_grad(), ErrorCode::kInternal,
               "parameter {}: dtype {}, contiguous {}, requires_grad {}; must be a contiguous float32 leaf", name,
               c10::toString(tensor.scalar_type()), tensor.is_contiguous(), tensor.requires_grad());
@@ -39,15 +41,23 @@ void Optimizer::step(double lr) {
   }
   if (config_.kind == "sgd") {
     for (std::size_t i = 0; i < values_.size(); ++i) {
-      if (config_.weight_decay > 0) values_[i].mul_(1 - lr * config_.weight_decay);
-      values_[i].add_(grads[i], -lr);
+      const double rate = lr * parameters_[i].lr_scale;
+      if (config_.weight_decay > 0) values_[i].mul_(1 - rate * config_.weight_decay);
+      values_[i].add_(grads[i], -rate);
     }
     return;
   }
   // The kernel divides by 1 - beta^step: steps are counted up before it, since 0 would give NaN.
   for (auto& s : steps_) s.fill_(static_cast<double>(updates_));
-  at::_fused_adamw_(values_, grads, first_, second_, {}, steps_, lr, config_.beta1, config_.beta2, config_.weight_decay, config_.eps,
-                    /*amsgrad=*/false, /*maximize=*/false, std::nullopt, std::nullopt);
+  for (const auto& [lr_scale, members] : groups_) {
+    const auto of_group = [&](const std::vector<Tensor>& all) {
+      std::vector<Tensor> some;
+      for (const auto i : members) some.push_back(all[i]);
+      return some;
+    };
+    at::_fused_adamw_(of_group(values_), of_group(grads), of_group(first_), of_group(second_), {}, of_group(steps_), lr * lr_scale, config_.beta1, config_.beta2,
+                      config_.weight_decay, config_.eps, /*amsgrad=*/false, /*maximize=*/false, std::nullopt, std::nullopt);
+  }
 }
 
 void Optimizer::set_updates(std::int64_t updates) { updates_ = updates; }

@@ -5,6 +5,7 @@
 #pragma once
 
 #include <cstdint>
+#include <map>
 #include <vector>
 
 #include "trainer/config.h"
@@ -18,7 +19,7 @@ class Optimizer {
   /// Parameters must be float32, contiguous and require gradients: Error(kInternal), since the fused kernel ignores strides.
   Optimizer(std::vector<NamedParameter> parameters, OptimConfig config);
 
-  /// One update from the gradients, with AdamW as torch.optim.AdamW does it (decoupled decay, bias correction). A parameter
+  /// One update with rate lr * lr_scale from the gradients, with AdamW as torch.optim.AdamW does it (decoupled decay, bias correction). A parameter
   /// without a gradient counts as one with a zero gradient.
   void step(double lr);
 
@@ -33,6 +34,7 @@ class Optimizer {
   std::vector<NamedParameter> parameters_;
   OptimConfig config_;
   std::vector<Tensor> values_, first_, second_, steps_;
+  std::map<double, std::vector<std::size_t>> groups_;  ///< parameters by lr_scale
   std::int64_t updates_ = 0;
 };
 

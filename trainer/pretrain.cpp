@@ -17,11 +17,23 @@ struct PretrainBatch : TaskBatch {
   std::vector<std::shared_ptr<const data::PackedBatch>> micro;
 };
 
+/// Gives the attention of every layer the input projection that the first one starts with.
+void copy_first_attention(models::UserModelImpl& model) {
+  const at::NoGradGuard no_grad;
+  Tensor first;
+  for (const auto& parameter : model.named_parameters()) {
+    if (!parameter.key().ends_with("self_attn.in_proj_weight")) continue;
+    if (!first.defined()) first = parameter.value();
+    parameter.value().copy_(first);
+  }
+}
+
 }  // namespace
 
 struct PretrainTask::Impl {
   PretrainConfig config;
-  data::Dataset data;
+  data::Dataset data;           ///< with the chosen features
+  std::size_t num_features = 0; ///< of the whole data set
   data::Splits splits;
   models::UserModelConfig model_config;
   models::UserModel model{nullptr};
@@ -43,12 +55,15 @@ PretrainTask::PretrainTask(PretrainConfig config) : impl_(std::make_unique<Impl>
   auto& s = *impl_;
   s.config = std::move(config);
   s.data = data::Dataset::open(s.config.data, s.config.read == "map" ? data::ReadMode::kMap : data::ReadMode::kRead);
+  s.num_features = s.data.schema().features.size();
+  if (!s.config.features.empty()) s.data = s.data.with_features(s.config.features);
   s.splits = data::make_splits(s.data, data::parse_split(s.config.split), s.config.model.max_len);
   s.model_config = resolve(s.config.model, s.data.schema());
   UQA_CHECK(s.model_config.encoder != "hstu" || s.model_config.hstu.bias != "position_time" || !s.data.timestamps(0, 0, 1).empty(), ErrorCode::kConfig,
             "model.hstu.bias = position_time, but data {} has no timestamps; choose --model.hstu.bias position or none, or import a log with times", s.config.data);
   s.model = models::UserModel(s.model_config);
   s.model->init_weights(static_cast<std::uint64_t>(s.config.loop.train.seed));
+  if (s.config.model.sasrec_same_start) copy_first_attention(*s.model);
   double rows = 0;
   for (const auto& span : s.splits.train) rows += static_cast<double>(span.end - span.begin - 1);
   s.mean_length = rows / static_cast<double>(std::max<std::size_t>(s.splits.train.size(), 1));
@@ -127,32 +142,7 @@ const data::Dataset& PretrainTask::dataset() const { return impl_->data; }
 const data::Splits& PretrainTask::splits() const { return impl_->splits; }
 models::UserModel PretrainTask::model() const { return impl_->model; }
 
-std::vector<std::string> PretrainTask::deviations() const {
-  const auto& s = *impl_;
-  std::vector<std::string> list{
-      "histories are packed end to end, the reference pads each to max_len and computes the padding",
-      "the item softmax is streamed over blocks of the catalogue; the reference materialises every logit",
-      "dropout, data order and initial weights come from counter-based numbers keyed by seed; the reference seeds only Python's random",
-      "batches are drawn for the whole world and split by length, none is repeated; the reference's sampler repeats samples to fill ranks",
-      "the loss is the mean over all labels of the global batch; the reference averages the means of its ranks",
-      "users with fewer than 2 interactions are left out; the reference fails on them",
-      "evaluation counts every user once and sums over ranks, ties count half; the reference repeats tail users and averages the means of its ranks",
-  };
-  if (s.config.model.encoder == "sasrec") list.emplace_back("every layer has initial weights of its own; the reference starts all attention layers with the same tensor");
-  const auto& model = s.config.model;
-  if (model.encoder == "hstu" && model.hstu.norm != "max_len") list.emplace_back("attention weights are divided by the history's own length; the reference divides by max_len");
-  if (model.encoder == "hstu" && model.hstu.bias != "none") {
-    list.push_back(fmt::format("the relative attention bias ({}) is on; the reference's never runs, because no timestamps reach it", model.hstu.bias));
-  }
-  if (s.config.preset != "faithful") {
-    list.push_back(fmt::format("sizes and optimizer are this run's: hidden {}, {} layers, {} heads, max_len {}, item width {}, dropout {} / {} (attention), "
-                               "learning rate {}, split {}; `--preset faithful` gives the published ones",
-                               s.config.model.hidden, s.config.model.num_layers, s.config.model.num_heads, s.config.model.max_len, s.config.model.item_dim,
-                               s.config.model.dropout, s.config.model.attention_dropout, s.config.loop.optim.peak_lr, s.config.split));
-  }
-  if (s.bf16()) list.emplace_back("matrix products are bfloat16 with float32 accumulation and master weights; the reference trains in float32 with TF32");
-  return list;
-}
+Deviations PretrainTask::deviations() const { return pretrain_deviations(impl_->config, impl_->num_features - impl_->data.schema().features.size()); }
 
 Json run_pretrain(const PretrainConfig& config, const comm::Mesh& mesh, RunDirectory& run) {
   const auto& world = mesh.world();
@@ -161,7 +151,8 @@ Json run_pretrain(const PretrainConfig& config, const comm::Mesh& mesh, RunDirec
   set_num_threads(config.loop.train.num_threads, world);
   const auto& splits = task->splits();
   Json info = describe_run(mesh);
-  info["deviations"] = task->deviations();
+  const auto deviations = task->deviations();
+  info["deviations"] = deviations.to_json();
   info["data"] = {{"path", config.data},
                   {"digest", task->dataset().digest()},
                   {"users", task->dataset().num_users()},
@@ -181,6 +172,7 @@ Json run_pretrain(const PretrainConfig& config, const comm::Mesh& mesh, RunDirec
   log::info("pretrain", "{}: {} users to train on, {} to validate, {} to test; {} parameters in tables, {} in the rest", config.model.encoder,
             splits.train.size(), splits.valid.size(), splits.test.size(), counts.tables, counts.total() - counts.tables);
 
+  deviations.print("pretrain");
   const auto trained = run_training(*task, config.loop, mesh, run);
   const auto test = task->test(mesh);
   Json result{{"stage", task->stage()},

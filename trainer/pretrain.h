@@ -18,6 +18,7 @@
 #include "data/split.h"
 #include "models/user_model.h"
 #include "trainer/config.h"
+#include "trainer/deviations.h"
 #include "trainer/training.h"
 
 namespace uqa::trainer {
@@ -56,11 +57,13 @@ struct UserModelSettings {
   std::int64_t feature_dim = 16;     ///< width of every other table; > 0
   models::HstuConfig hstu;
   models::Mamba2Config mamba2;
+  bool sasrec_same_start = false;    ///< sasrec: the input projections of all attention layers start as the first one's, as the reference's do
   std::string dims = "";             ///< widths of single tables: "brand=32,shop=32"
 };
 
 struct PretrainConfig {
   std::string data;                       ///< directory written by `uqa import` or `uqa synth`; required
+  std::vector<std::string> features;      ///< the data set's features that the encoder sees, the item among them; empty: all (data/dataset.h: with_features)
   std::string split = "leave_one_out";    ///< data/split.h: leave_one_out, ratio:..., time:..., files:...
   std::string read = "map";               ///< "map" or "read": how shards are read
   std::string preset = "default";         ///< where unset settings come from: "default" or "faithful" (see pretrain_preset)
@@ -74,6 +77,9 @@ struct PretrainConfig {
 /// The settings that `preset` gives for `encoder` before options are applied. "default": the small sizes above. "faithful": the
 /// reference's published sizes, dropout, optimizer and history length (docs/design/0007-training.md lists them). Error(kConfig).
 [[nodiscard]] PretrainConfig pretrain_preset(const std::string& preset, const std::string& encoder);
+
+/// How a run with `config` differs from the reference, whose encoder sees every feature: `features_left_out` of them are not seen here.
+[[nodiscard]] Deviations pretrain_deviations(const PretrainConfig& config, std::size_t features_left_out);
 
 /// The structure that `settings` give over `schema`. Error(kConfig) naming the field, also for a table in `dims` that is not there.
 [[nodiscard]] models::UserModelConfig resolve(const UserModelSettings& settings, const data::Schema& schema);
@@ -101,8 +107,8 @@ class PretrainTask : public TrainingTask {
   [[nodiscard]] const data::Dataset& dataset() const;
   [[nodiscard]] const data::Splits& splits() const;
   [[nodiscard]] models::UserModel model() const;
-  /// How this run differs from the reference implementation, one sentence each; stored in run.json.
-  [[nodiscard]] std::vector<std::string> deviations() const;
+  /// How this run differs from the reference implementation; stored in run.json.
+  [[nodiscard]] Deviations deviations() const;
 
  private:
   struct Impl;

@@ -53,6 +53,8 @@ void PretrainConfig::validate() const {
   UQA_CHECK(model.feature_dim > 0, ErrorCode::kConfig, "model.feature_dim = {}, must be > 0", model.feature_dim);
   UQA_CHECK(model.max_len > 0, ErrorCode::kConfig, "model.max_len = {}, must be > 0", model.max_len);
   static_cast<void>(parse_dims(model.dims));
+  UQA_CHECK(!model.sasrec_same_start || model.encoder == "sasrec", ErrorCode::kConfig,
+            "model.sasrec.same_start = true with encoder = {}, works for sasrec; drop it or give --encoder sasrec", model.encoder);
   loop.validate();
 }
 
@@ -74,6 +76,7 @@ PretrainConfig pretrain_preset(const std::string& preset, const std::string& enc
   if (encoder == "sasrec" || encoder == "trm_plus") config.model.inner = 1536;
   if (encoder == "gru4rec") config.model.inner = 1024;
   if (encoder == "hstu") config.model.hstu = {.linear_dim = 256, .attention_dim = 256, .norm = "max_len", .bias = "none"};
+  config.model.sasrec_same_start = encoder == "sasrec";
   config.model.max_len = 512;
   config.model.dropout = encoder == "mamba2" ? 0 : 0.1;
   config.model.attention_dropout = encoder == "sasrec" || encoder == "trm_plus" ? 0.1 : 0;

@@ -75,6 +75,8 @@ class PromptEncoder {
   [[nodiscard]] std::int64_t end_id() const { return end_id_; }  ///< "<|im_end|>"
   [[nodiscard]] const format::Tokenizer& tokenizer() const { return tokenizer_; }
   [[nodiscard]] const PromptOptions& options() const { return options_; }
+  /// The system text of every prompt: the options', else the chat template's own; "" where there is none.
+  [[nodiscard]] std::string system() const { return options_.system.value_or(chat_.default_system().value_or("")); }
 
  private:
   /// Byte of the rendered chat at which the soft row stands.

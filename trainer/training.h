@@ -25,6 +25,7 @@ using at::Tensor;
 struct NamedParameter {
   std::string name;
   Tensor tensor;  ///< float32, contiguous, requires_grad
+  double lr_scale = 1;  ///< factor of the learning rate
 };
 
 /// What one rank holds of one global batch. Made on a loader thread.

@@ -165,6 +165,30 @@ done
 expect 2 "nowhere" "${align[@]}" --llm nowhere --run align
 expect 2 "answer" "${align[@]}" --llm "$llm" --run align --answer word
 expect 2 "lora.rank" "${align[@]}" --llm "$llm" --run align --lora.rank=-1
+# Parts that do not fit together are refused before the run directory is made.
+fit=(align --data data --questions questions --encoder-run trm --llm "$llm" --run refused)
+expect 2 "adapter.tokens = 0, must be between 1 and 64.*--adapter.tokens" "${fit[@]}" --adapter.kind qformer --adapter.tokens=0
+expect 2 "adapter.tokens = 4 with adapter.kind = linear, which makes 1" "${fit[@]}" --adapter.tokens=4
+expect 2 "adapter.heads = 3, must divide the encoder's width 16.*--adapter.heads" "${fit[@]}" --adapter.kind qformer --adapter.heads=3
+expect 2 "leave nothing to train.*--lora.rank" "${fit[@]}" --freeze encoder,adapter,llm --lora.rank=0
+expect 2 "lora.alpha = 8 with lora.rank = 0.*--lora.rank" "${fit[@]}" --lora.rank=0 --lora.alpha=8
+expect 2 "lora.rank = 2 while the whole LLM is trained.*--lora.rank 0" "${fit[@]}" --lora.rank=2 --freeze encoder
+expect 2 "cache.users = memory with encoder.eval_when_frozen = false.*--cache.users off" "${fit[@]}" --preset faithful --cache.users memory
+expect 2 "prompt.max_tokens = 20.*--objective chat" "${fit[@]}" --prompt.max_tokens=20
+expect 2 "preset = exact, must be default or faithful" "${fit[@]}" --preset exact
+expect 2 "encoder-run = busy, holds no model.json" align --data data --questions questions --encoder-run busy --llm "$llm" --run refused
+expect 2 "adapter.from = trm, is a run without an adapter" "${fit[@]}" --adapter.from trm
+expect 2 "model.hidden = 16, must be divisible by model.num_heads = 3" pretrain --data data --run refused --model.hidden=16 --model.num_heads=3 "${small[@]}"
+absent refused
+expect 2 "'gneres' is not a feature of the data set, which has item_id, genres; did you mean 'genres'" pretrain --data data --run features --features item,gneres "${small[@]}"
+expect 2 "leaves out the item feature 'item_id'.*--features item_id,genres" pretrain --data data --run features --features genres "${small[@]}"
+# An adapter that was trained with another encoder.
+good "${align[@]}" --llm "$llm" --run aligned --train.max_steps=1
+good pretrain --data data --run trm2 --model.hidden=16 --train.seed=2 "${small[@]}"
+expect 2 "was made for an encoder with digest .* --encoder-run has" align --data data --questions questions --encoder-run trm2 --llm "$llm" --run from2 --adapter.from aligned
+good pretrain --data data --run trm3 --model.hidden=32 "${small[@]}"
+expect 2 "encoder of width 16, --encoder-run has width 32" align --data data --questions questions --encoder-run trm3 --llm "$llm" --run from3 --adapter.from aligned
+absent from3
 expect 2 "nowhere" evaluate --run nowhere --data data
 
 echo "$cases cases, $failures failed, $ranks rank(s)"

@@ -119,14 +119,26 @@ TEST(Recipes, EveryOneIsReadByItsCommandAndTheReferencesEqualThePreset) {
     }
     throw std::runtime_error("no command " + name);
   };
+  const std::vector<std::string> align_inputs{"--data", "d", "--run", "r", "--questions", "q", "--encoder-run", "e", "--llm", "l"};
+  const auto with = [](std::vector<std::string> words, const std::vector<std::string>& more) {
+    words.insert(words.end(), more.begin(), more.end());
+    return words;
+  };
   std::size_t published = 0, read = 0;
   for (const auto& file : fs::directory_iterator(tests::source_dir() / "recipes")) {
     if (file.path().extension() != ".ini") continue;
     SCOPED_TRACE(file.path().string());
     const std::string name = file.path().stem();
     if (name.find("align") != std::string::npos) {
-      EXPECT_THAT(settings_of(named("align"), {"--config", file.path(), "--data", "d", "--run", "r", "--questions", "q", "--encoder-run", "e", "--llm", "l"}),
-                  HasSubstr("calibrate"));
+      const auto settings = settings_of(named("align"), with({"--config", file.path()}, align_inputs));
+      EXPECT_THAT(settings, HasSubstr("calibrate"));
+      if (name.starts_with("uqabench-")) {
+        EXPECT_EQ(settings, settings_of(named("align"), with({"--preset", "faithful"}, align_inputs)));
+        ++published;
+      }
+    } else if (name.find("evaluate") != std::string::npos) {
+      EXPECT_THAT(settings_of(named("evaluate"), {"--config", file.path(), "--data", "d", "--run", "r"}), HasSubstr("dtype = float32"));
+      ++published;
     } else {
       const auto settings = settings_of(named("pretrain"), {"--config", file.path(), "--data", "d", "--run", "r"});
       if (name.starts_with("uqabench-")) {
@@ -137,8 +149,27 @@ TEST(Recipes, EveryOneIsReadByItsCommandAndTheReferencesEqualThePreset) {
     }
     ++read;
   }
-  EXPECT_EQ(published, 5u);
-  EXPECT_GE(read, 11u);
+  EXPECT_EQ(published, 7u);
+  EXPECT_GE(read, 13u);
+}
+
+TEST(Presets, WhatIsGivenGoesOnTopAndTheStoredFileRunsAgainAsItIs) {
+  for (const auto& entry : commands()) {
+    if (std::string(entry.name) != "align") continue;
+    const auto first = settings_of(entry, {"--preset", "faithful", "--freeze", "", "--optim.peak_lr=5e-5", "--data", "d", "--run", "r", "--questions", "q", "--encoder-run", "e",
+                                           "--llm", "l"});
+    EXPECT_THAT(first, HasSubstr("freeze = \n"));
+    EXPECT_THAT(first, HasSubstr("peak_lr = 5e-05"));
+    EXPECT_THAT(first, HasSubstr("objective = chat"));
+    EXPECT_THAT(first, HasSubstr("other_lr = 1e-06"));
+    const auto path = fs::path(::testing::TempDir()) / "options_preset.ini";
+    write_file_atomic(path, first);
+    EXPECT_EQ(settings_of(entry, {"--config", path.string()}), first);
+    const auto other = settings_of(entry, {"--data", "d", "--run", "r", "--questions", "q", "--encoder-run", "e", "--llm", "l"});
+    EXPECT_THAT(other, HasSubstr("objective = choice"));
+    return;
+  }
+  FAIL() << "no command align";
 }
 
 }  // namespace

@@ -9,14 +9,14 @@ namespace uqa::launch {
 namespace {
 
 std::string names_of(const std::vector<CommandEntry>& entries) {
-  std::string names;
-  for (const auto& entry : entries) names += (names.empty() ? "" : " ") + std::string(entry.name);
-  return names;
+  std::vector<std::string> names;
+  for (const auto& entry : entries) names.emplace_back(entry.name);
+  return fmt::format("{}", fmt::join(names, " "));
 }
 
 std::string option_words(Command& command) {
   std::string words = "--help";
-  for (const auto& info : command.options().infos()) words += " --" + info.name;
+  for (const auto& info : command.options().infos()) words += fmt::format(" --{}", info.name);
   return words;
 }
 
@@ -36,22 +36,22 @@ std::string roff(const std::string& text) {
 
 void append_options(std::string& page, OptionSet& options) {
   for (const auto& info : options.infos()) {
-    page += fmt::format(".TP\n\\fB{}\\fR{}\n", roff("--" + info.name), info.is_switch ? "" : info.is_list ? " \\fIVALUE...\\fR" : " \\fIVALUE\\fR");
+    page += fmt::format(".TP\n\\fB{}\\fR{}\n", roff(fmt::format("--{}", info.name)), info.is_switch ? "" : info.is_list ? " \\fIVALUE...\\fR" : " \\fIVALUE\\fR");
     std::string help = info.help;
     if (info.required) help += " (required)";
     else if (!info.is_switch && !info.default_text.empty()) help += fmt::format(" [{}]", info.default_text);
-    page += roff(help) + "\n";
+    page += fmt::format("{}\n", roff(help));
   }
 }
 
 void append_command(std::string& page, const std::string& name, const CommandEntry& entry) {
   const auto command = entry.make();
   if (const auto* actions = command->actions(); actions != nullptr) {
-    for (const auto& action : *actions) append_command(page, name + " " + action.name, action);
+    for (const auto& action : *actions) append_command(page, fmt::format("{} {}", name, action.name), action);
     return;
   }
   auto& options = command->options();
-  page += fmt::format(".SH \"{}\"\n{}.\n.PP\n.EX\n{}\n.EE\n", roff("uqa " + name), roff(options.summary()), roff(options.example()));
+  page += fmt::format(".SH \"{}\"\n{}.\n.PP\n.EX\n{}\n.EE\n", roff(fmt::format("uqa {}", name)), roff(options.summary()), roff(options.example()));
   append_options(page, options);
 }
 
@@ -92,7 +92,7 @@ complete -o filenames -F _uqa uqa
 }
 
 std::string zsh_completion(const std::vector<CommandEntry>& entries) {
-  return "# zsh completion of uqa; made by `uqa completion zsh`\nautoload -Uz compinit bashcompinit && compinit && bashcompinit\n" + bash_completion(entries);
+  return fmt::format("# zsh completion of uqa; made by `uqa completion zsh`\nautoload -Uz compinit bashcompinit && compinit && bashcompinit\n{}", bash_completion(entries));
 }
 
 std::string man_page(const std::vector<CommandEntry>& entries) {

@@ -19,6 +19,8 @@ enum class Ranks {
   kSingle,  ///< never initialises MPI
 };
 
+struct CommandEntry;
+
 class Command {
  public:
   virtual ~Command() = default;
@@ -27,6 +29,8 @@ class Command {
   [[nodiscard]] virtual Ranks ranks() const = 0;
   /// Fills the fields from the words after the command name; false when --help was asked for.
   [[nodiscard]] virtual bool parse(const std::vector<std::string>& words) { return options().parse(words); }
+  /// Commands of its own ("uqa study plan"); null for most.
+  [[nodiscard]] virtual const std::vector<CommandEntry>* actions() const { return nullptr; }
   /// True when SIGUSR1 and SIGTERM mean "save and exit 75"; otherwise they end the process.
   [[nodiscard]] virtual bool saves_on_signal() const { return false; }
   /// Does the work. `session` is null for Ranks::kSingle.
@@ -52,5 +56,7 @@ std::unique_ptr<Command> make_compare_command();
 std::unique_ptr<Command> make_export_command();
 std::unique_ptr<Command> make_import_checkpoint_command();
 std::unique_ptr<Command> make_bench_command();
+std::unique_ptr<Command> make_completion_command();
+std::unique_ptr<Command> make_man_command();
 
 }  // namespace uqa::launch

@@ -14,6 +14,8 @@ const std::vector<CommandEntry>& commands() {
       {"export", "writes a run as safetensors, as a Hugging Face directory, and as users' soft prompts", make_export_command},
       {"import-checkpoint", "makes a run directory from weights of the reference implementation", make_import_checkpoint_command},
       {"bench", "measures throughput, memory and FLOPs of one part", make_bench_command},
+      {"completion", "prints shell completions: source <(uqa completion bash)", make_completion_command},
+      {"man", "prints the manual page: uqa man > uqa.1", make_man_command},
   };
   return table;
 }

@@ -115,6 +115,14 @@ std::vector<std::string> OptionSet::names() const {
   return all;
 }
 
+std::vector<OptionInfo> OptionSet::infos() const {
+  std::vector<OptionInfo> infos;
+  for (const auto& o : options_) {
+    infos.push_back({.name = o.name, .help = o.help, .default_text = o.shown_default, .required = o.required, .is_switch = o.is_switch, .is_list = o.is_list});
+  }
+  return infos;
+}
+
 OptionSet::Option& OptionSet::find(const std::string& name, const std::string& where) {
   for (auto& option : options_) {
     if (option.name == name) return option;

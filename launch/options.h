@@ -14,6 +14,12 @@
 
 namespace uqa::launch {
 
+/// What an option is, for pages and completions made of them.
+struct OptionInfo {
+  std::string name, help, default_text;
+  bool required = false, is_switch = false, is_list = false;
+};
+
 /// Not thread-safe. Bound fields must outlive the set. All errors are Error(kConfig) naming the option and the way out.
 class OptionSet {
  public:
@@ -40,7 +46,11 @@ class OptionSet {
   /// The resolved values as an INI file that --config reads back to the same values.
   [[nodiscard]] std::string to_ini() const;
   [[nodiscard]] const std::string& command() const { return command_; }
+  [[nodiscard]] const std::string& summary() const { return summary_; }
+  [[nodiscard]] const std::string& example() const { return example_; }
   [[nodiscard]] std::vector<std::string> names() const;
+  /// Every option but --help, in the order in which they were added.
+  [[nodiscard]] std::vector<OptionInfo> infos() const;
   /// Names that parse() found on the command line or in a file, in the order in which they were added; without transient ones.
   [[nodiscard]] std::vector<std::string> given() const;
 

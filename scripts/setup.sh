@@ -21,6 +21,7 @@ packages=(
   libopenmpi-dev openmpi-bin libhdf5-openmpi-dev hdf5-tools
   libboost-program-options-dev libgtest-dev libgmock-dev nlohmann-json3-dev
   libpcre2-dev libutf8proc-dev libspdlog-dev libfmt-dev libxxhash-dev libjemalloc-dev
+  liblbfgs-dev chromium fonts-dejavu-core
 )
 missing=()
 for p in "${packages[@]}"; do

@@ -51,11 +51,12 @@ class StudyCommand final : public Command {
 }  // namespace
 
 const std::vector<CommandEntry>& study_actions() {
-  static const std::vector<CommandEntry> table{};
+  static const std::vector<CommandEntry> table{
+      {"fit", "fits scaling laws to the runs, or to any table of runs", make_study_fit},
+  };
   return table;
 }
 
-std::unique_ptr<Command> make_study_command();
 std::unique_ptr<Command> make_study_command() { return std::make_unique<StudyCommand>(); }
 
 }  // namespace uqa::launch

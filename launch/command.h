@@ -50,6 +50,8 @@ std::unique_ptr<Command> make_align_command();
 std::unique_ptr<Command> make_evaluate_command();
 std::unique_ptr<Command> make_compare_command();
 std::unique_ptr<Command> make_export_command();
+std::unique_ptr<Command> make_study_command();
+std::unique_ptr<Command> make_report_command();
 std::unique_ptr<Command> make_bench_command();
 
 }  // namespace uqa::launch

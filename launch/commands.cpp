@@ -12,6 +12,8 @@ const std::vector<CommandEntry>& commands() {
       {"evaluate", "answers questions with a soft prompt or a baseline and scores them", make_evaluate_command},
       {"compare", "tests whether two evaluations differ", make_compare_command},
       {"export", "writes a run as safetensors, as a Hugging Face directory, and as users' soft prompts", make_export_command},
+      {"study", "scaling studies: plan, run and watch many runs from one file", make_study_command},
+      {"report", "writes one self-contained HTML page about runs, evaluations and studies", make_report_command},
       {"bench", "measures throughput, memory and FLOPs of one part", make_bench_command},
   };
   return table;

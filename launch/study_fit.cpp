@@ -6,14 +6,28 @@
 #include "launch/bind.h"
 #include "launch/study.h"
 #include "trainer/fit/study_fit.h"
+#if __has_include("trainer/study/study_file.h")
+#include "trainer/study/study_file.h"
+#endif
 
 namespace uqa::launch {
 namespace {
 
+/// A study's directory is given itself, or named by its file.
+fs::path study_directory(const fs::path& study) {
+  UQA_CHECK(fs::exists(study), ErrorCode::kConfig, "study = {} does not exist; give a study file or its directory", study.string());
+  if (fs::is_directory(study)) return study;
+#if __has_include("trainer/study/study_file.h")
+  return trainer::study::read_study(study).directory;
+#else
+  UQA_FAIL(ErrorCode::kConfig, "study = {} is not a directory; give the study's directory", study.string());
+#endif
+}
+
 class StudyFitCommand final : public Command {
  public:
   StudyFitCommand() {
-    options_.add("study", &study_, "study file: its runs' points.csv is fitted, results go to fit/ in its directory");
+    options_.add("study", &study_, "study file or the study's directory: its runs' points.csv is fitted, results go to fit/ in its directory");
     options_.add("points", &points_, "CSV file with one run a line, instead of a study");
     options_.add("columns", &columns_, "with --points: n=COL,d=COL,c=COL,loss=COL; c alone gives D = C / (6 N); n and c may be repeated (conventions side by side)");
     options_.add("output", &output_, "directory for fit.json and the curves as CSV; empty: only with --study");

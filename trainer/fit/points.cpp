@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstdlib>
 
 #include "core/error.h"
 #include "core/text.h"
@@ -131,9 +132,10 @@ std::optional<double> number_at(const Table& table, std::size_t row, std::size_t
   const auto& text = table.rows[row][column];
   if (text.empty()) return std::nullopt;
   const auto value = parse_double(text);
-  UQA_CHECK(value, ErrorCode::kData, "{}: {} = '{}' is not a number", row_name(table, row), table.columns[column], text);
-  UQA_CHECK(std::isfinite(*value), ErrorCode::kData, "{}: {} = {} is not finite; correct or remove the run", row_name(table, row), table.columns[column], text);
-  return value;
+  if (value && std::isfinite(*value)) return value;
+  char* end = nullptr;  // strtod also knows nan, inf and what overflows
+  const bool whole = !std::isfinite(std::strtod(text.c_str(), &end)) && *end == '\0';
+  UQA_FAIL(ErrorCode::kData, "{}: {} = '{}' is {}; correct or remove the run", row_name(table, row), table.columns[column], text, whole ? "not finite" : "not a number");
 }
 
 Runs select_runs(const Table& table, const Columns& columns) {

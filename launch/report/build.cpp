@@ -206,8 +206,8 @@ Page build_page(const Loaded& loaded, const BuildOptions& options) {
       for (const auto& estimate : law.at("estimates")) {
         const auto name = estimate.at("name").get<std::string>();
         if (name != "alpha" && name != "beta") continue;
-        const std::string interval = estimate.at("low").is_null() ? "" : fmt::format(" [{}, {}]", show(estimate.at("low"), 3), show(estimate.at("high"), 3));
-        page.facts.emplace_back(fmt::format("{} of {}", name, law.at("name").get<std::string>()), show(estimate.at("value"), 3) + interval);
+        const std::string interval = estimate.at("low").is_null() ? "no interval" : fmt::format("[{}, {}]", show(estimate.at("low"), 3), show(estimate.at("high"), 3));
+        page.facts.emplace_back(fmt::format("{} of {}, {}", name, law.at("name").get<std::string>(), interval), show(estimate.at("value"), 3));
       }
       break;  // the first law is the main one
     }

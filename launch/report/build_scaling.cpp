@@ -47,7 +47,7 @@ std::string conventions_of(const Json& law) {
 
 /// Loss over one axis of a law: its curves, the runs, and the runs that were predicted.
 Plot curve_plot(const std::string& id, const Json& law, const std::string& axis, std::size_t term) {
-  Plot plot{.id = id, .title = title_of(law) + " over " + axis, .note = conventions_of(law), .x_title = axis, .y_title = "loss, nats", .log_x = true, .log_y = true, .variants = {Variant{}}};
+  Plot plot{.id = id, .title = title_of(law) + " over " + axis, .note = conventions_of(law), .x_title = axis == "N" ? fmt::format("N ({})", law.at("n").get<std::string>()) : axis, .y_title = "loss, nats", .log_x = true, .log_y = true, .variants = {Variant{}}};
   auto& all = plot.variants[0].series;
   for (const auto& curve : law.at("curves")) {
     if (curve.at("axis") != axis) continue;

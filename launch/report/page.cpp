@@ -91,7 +91,11 @@ std::string render(const TableView& table) {
 std::string render(const Section& section) {
   std::string html = fmt::format("<section id=\"{}\"><h2>{}</h2>", escape_html(section.id), escape_html(section.title));
   if (!section.note.empty()) html += fmt::format("<p class=\"note\">{}</p>", escape_html(section.note));
-  for (const auto& note : section.notes) html += fmt::format("<p class=\"warning\">{}</p>", escape_html(note));
+  if (!section.notes.empty()) {
+    html += fmt::format("<details class=\"warning\"{}><summary>What these runs cannot say, or only with care ({})</summary><ul>", section.notes.size() <= 3 ? " open" : "", section.notes.size());
+    for (const auto& note : section.notes) html += fmt::format("<li>{}</li>", escape_html(note));
+    html += "</ul></details>";
+  }
   if (!section.plots.empty()) html += "<div class=\"plots\">";
   for (const auto& plot : section.plots) {
     html += fmt::format("<figure><figcaption><h3>{}</h3>", escape_html(plot.title));

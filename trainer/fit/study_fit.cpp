@@ -120,7 +120,8 @@ Json curve_json(const Bootstrap& bootstrap, std::size_t term, std::vector<double
 std::vector<double> levels_of(const std::vector<double>& log_x) {
   const std::set<double> distinct(log_x.begin(), log_x.end());
   if (distinct.size() <= 4) return {distinct.begin(), distinct.end()};
-  return {quantile(log_x, 0.05), quantile(log_x, 0.5), quantile(log_x, 0.95)};
+  const std::set<double> levels{quantile(log_x, 0.05), quantile(log_x, 0.5), quantile(log_x, 0.95)};
+  return {levels.begin(), levels.end()};
 }
 
 Json curves_json(const Bootstrap& bootstrap, const Candidate& candidate) {

@@ -69,20 +69,37 @@ document.addEventListener("securitypolicyviolation", function (event) { uqaError
     return out;
   }
 
+  // 1, 2, 5 a decade, or whole decades where there are many; plotly's own labels overlap in between.
+  function logTicks(axis, plot, key, narrow) {
+    var low = Infinity, high = 0;
+    plot.variants[chosen[plot.id] || 0].series.forEach(function (series) {
+      series[key].forEach(function (v) { if (v > 0) { low = Math.min(low, v); high = Math.max(high, v); } });
+    });
+    axis.tickformat = "~s";
+    var decades = Math.log10(high / low);
+    if (!(decades > 0.7)) { axis.nticks = 6; return; }
+    var digits = decades > (narrow ? 2 : 3.5) ? [1] : [1, 2, 5], every = Math.max(1, Math.ceil(decades / (narrow ? 5 : 9)));
+    axis.tickmode = "array";
+    axis.tickvals = [];
+    for (var e = Math.floor(Math.log10(low)); e <= Math.ceil(Math.log10(high)); ++e) {
+      if (e % every === 0) digits.forEach(function (d) { axis.tickvals.push(d * Math.pow(10, e)); });
+    }
+  }
+
   function layout(plot, width) {
     var narrow = width < 520, ink = css("--soft"), grid = css("--line");
     function axis(title, log) {
       var a = { title: { text: text(title), font: { size: 13 }, standoff: 8 }, gridcolor: grid, linecolor: grid, zeroline: false, tickfont: { size: 12 }, automargin: true };
-      if (log) { a.type = "log"; a.exponentformat = "power"; a.dtick = undefined; a.minor = { showgrid: false }; }
+      if (log) a.type = "log";
       return a;
     }
     var x = axis(plot.x_title, plot.log_x), y = axis(plot.y_title, plot.log_y);
-    if (plot.log_x) { x.nticks = narrow ? 5 : 8; x.tickformat = "~s"; }
-    if (plot.log_y) { y.nticks = 8; y.tickformat = "~g"; }
+    if (plot.log_x) logTicks(x, plot, "x", narrow);
+    if (plot.log_y) logTicks(y, plot, "y", narrow);
     if (plot.percent_y) { y.tickformat = ".0%"; y.rangemode = "tozero"; }
     var out = {
       margin: { l: 54, r: 12, t: 8, b: 46 }, paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)", font: { family: getComputedStyle(document.body).fontFamily, color: ink, size: 12 },
-      xaxis: x, yaxis: y, barmode: "group", bargap: 0.25, hovermode: "closest", hoverlabel: { align: "left", namelength: -1 },
+      xaxis: x, yaxis: y, barmode: "group", bargap: 0.25, hovermode: "closest", modebar: { bgcolor: "rgba(0,0,0,0)", color: grid, activecolor: ink }, hoverlabel: { align: "left", namelength: -1 },
       legend: { orientation: "h", x: 0, xanchor: "left", y: -0.2, yanchor: "top", font: { size: narrow ? 11 : 12 } }
     };
     if (plot.line_y !== undefined) {
@@ -98,7 +115,7 @@ document.addEventListener("securitypolicyviolation", function (event) { uqaError
   function draw(plot) {
     var element = document.getElementById("plot-" + plot.id);
     var data = traces(plot);
-    return Plotly.react(element, data, layout(plot, element.clientWidth), { responsive: true, displaylogo: false, modeBarButtonsToRemove: ["select2d", "lasso2d", "autoScale2d"] }).then(function () {
+    return Plotly.react(element, data, layout(plot, element.clientWidth), { responsive: true, displaylogo: false, displayModeBar: element.clientWidth < 520 ? false : "hover", modeBarButtonsToRemove: ["select2d", "lasso2d", "autoScale2d"] }).then(function () {
       element.dataset.drawn = String(isDrawn(element, data.length));
       if (element.dataset.drawn !== "true") uqaError("plot " + plot.id + " is not drawn");
     });

@@ -55,6 +55,8 @@ std::unique_ptr<Command> make_evaluate_command();
 std::unique_ptr<Command> make_compare_command();
 std::unique_ptr<Command> make_export_command();
 std::unique_ptr<Command> make_import_checkpoint_command();
+std::unique_ptr<Command> make_study_command();
+std::unique_ptr<Command> make_report_command();
 std::unique_ptr<Command> make_bench_command();
 std::unique_ptr<Command> make_completion_command();
 std::unique_ptr<Command> make_man_command();

@@ -25,6 +25,7 @@ packages=(
   libboost-program-options-dev libgtest-dev libgmock-dev nlohmann-json3-dev
   libpcre2-dev libutf8proc-dev libspdlog-dev libfmt-dev libxxhash-dev libjemalloc-dev
   slurm-wlm munge
+  liblbfgs-dev chromium fonts-dejavu-core
 )
 missing=()
 for p in "${packages[@]}"; do

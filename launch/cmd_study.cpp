@@ -1,0 +1,61 @@
+// `uqa study ACTION ...`: picks the action; everything else is in launch/study_*.cpp.
+#include "core/error.h"
+#include "core/text.h"
+#include "launch/study.h"
+
+namespace uqa::launch {
+namespace {
+
+std::string action_names() {
+  std::string names;
+  for (const auto& action : study_actions()) names += (names.empty() ? "" : ", ") + std::string(action.name);
+  return names;
+}
+
+std::string summary() {
+  std::string text = "scaling studies: many runs from one file\n\nActions (uqa study ACTION --help):";
+  for (const auto& action : study_actions()) text += fmt::format("\n  {:<10} {}", action.name, action.summary);
+  return text;
+}
+
+class StudyCommand final : public Command {
+ public:
+  OptionSet& options() override { return action_ ? action_->options() : options_; }
+  [[nodiscard]] Ranks ranks() const override { return Ranks::kSingle; }
+
+  bool parse(const std::vector<std::string>& words) override {
+    const bool named = !words.empty() && !words.front().starts_with("-");
+    if (!named) {
+      for (const auto& word : words) {
+        if (word == "--help" || word == "-h") return false;
+      }
+      UQA_FAIL(ErrorCode::kConfig, "uqa study needs an action first: {}; see uqa study --help", action_names());
+    }
+    std::vector<std::string> names;
+    for (const auto& action : study_actions()) {
+      names.emplace_back(action.name);
+      if (words.front() == action.name) action_ = action.make();
+    }
+    UQA_CHECK(action_ != nullptr, ErrorCode::kConfig, "unknown action '{}' of uqa study{}; it has {}", words.front(), suggestion(words.front(), names),
+              action_names());
+    return action_->parse({words.begin() + 1, words.end()});
+  }
+
+  void run(comm::Session* session) override { action_->run(session); }
+
+ private:
+  std::unique_ptr<Command> action_;
+  OptionSet options_{"study", summary(), "uqa study plan --study recipes/study.ini"};
+};
+
+}  // namespace
+
+const std::vector<CommandEntry>& study_actions() {
+  static const std::vector<CommandEntry> table{};
+  return table;
+}
+
+std::unique_ptr<Command> make_study_command();
+std::unique_ptr<Command> make_study_command() { return std::make_unique<StudyCommand>(); }
+
+}  // namespace uqa::launch

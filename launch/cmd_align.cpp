@@ -4,6 +4,7 @@
 #include "launch/bind.h"
 #include "launch/command.h"
 #include "launch/stage.h"
+#include "launch/study_common.h"
 #include "trainer/align.h"
 
 namespace uqa::launch {
@@ -49,6 +50,8 @@ class AlignCommand final : public Command {
   [[nodiscard]] Ranks ranks() const override { return Ranks::kMany; }
   [[nodiscard]] bool saves_on_signal() const override { return true; }
 
+  [[nodiscard]] const trainer::AlignConfig& config() const { return config_; }
+
   void run(comm::Session* session) override {
     apply(call_);
     comm::run_agreed(session->world(), [&] { config_.validate(); });
@@ -67,6 +70,13 @@ class AlignCommand final : public Command {
 };
 
 }  // namespace
+
+trainer::AlignConfig parse_align(const std::vector<std::string>& words) {
+  AlignCommand command;
+  UQA_CHECK(command.parse(words), ErrorCode::kConfig, "align: --help stands among the options; remove it");
+  command.config().validate();
+  return command.config();
+}
 
 std::unique_ptr<Command> make_align_command() { return std::make_unique<AlignCommand>(); }
 

@@ -51,11 +51,14 @@ class StudyCommand final : public Command {
 }  // namespace
 
 const std::vector<CommandEntry>& study_actions() {
-  static const std::vector<CommandEntry> table{};
+  static const std::vector<CommandEntry> table{
+      {"plan", "says what every run is and costs, before anything starts", make_study_plan},
+      {"run", "runs what is not finished, here or on Slurm", make_study_run},
+      {"status", "shows how far every run is", make_study_status},
+  };
   return table;
 }
 
-std::unique_ptr<Command> make_study_command();
 std::unique_ptr<Command> make_study_command() { return std::make_unique<StudyCommand>(); }
 
 }  // namespace uqa::launch

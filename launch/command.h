@@ -43,6 +43,7 @@ struct CommandEntry {
 
 // One maker a file, launch/cmd_*.cpp.
 std::unique_ptr<Command> make_import_command();
+std::unique_ptr<Command> make_synth_command();
 std::unique_ptr<Command> make_questions_command();
 std::unique_ptr<Command> make_inspect_command();
 std::unique_ptr<Command> make_pretrain_command();
@@ -50,6 +51,7 @@ std::unique_ptr<Command> make_align_command();
 std::unique_ptr<Command> make_evaluate_command();
 std::unique_ptr<Command> make_compare_command();
 std::unique_ptr<Command> make_export_command();
+std::unique_ptr<Command> make_study_command();
 std::unique_ptr<Command> make_bench_command();
 
 }  // namespace uqa::launch

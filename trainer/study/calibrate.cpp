@@ -1,11 +1,11 @@
 #include "trainer/study/calibrate.h"
 
 #include <algorithm>
-#include <chrono>
 #include <cmath>
 
 #include <unistd.h>
 
+#include "core/clock.h"
 #include "core/log.h"
 #include "core/random.h"
 #include "models/cost.h"
@@ -16,10 +16,6 @@
 
 namespace uqa::trainer::study {
 namespace {
-
-using Clock = std::chrono::steady_clock;
-
-double seconds_since(Clock::time_point begin) { return std::chrono::duration<double>(Clock::now() - begin).count(); }
 
 /// Best of a few runs of `body`, which does `work` units: units a second.
 template <typename F>

@@ -121,7 +121,7 @@ Study parse_study(const std::string& text, const fs::path& file) {
 
 Study read_study(const fs::path& file) {
   std::error_code ec;
-  UQA_CHECK(fs::is_regular_file(file, ec), ErrorCode::kConfig, "--study {}: there is no such file; give a study file, for example recipes/study.ini", file.string());
+  UQA_CHECK(fs::is_regular_file(file, ec), ErrorCode::kConfig, "--study {}: there is no such file; give a study file, for example recipes/studies/widths.ini", file.string());
   return parse_study(read_file(file), file);
 }
 

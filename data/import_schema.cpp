@@ -133,7 +133,7 @@ SourceSchema SourceSchema::from_json(const Json& json, const std::string& what) 
   // The layout decides which keys there are, so it is looked at first.
   SourceSchema schema;
   const std::vector<std::string> event_keys{"name", "comment", "layout", "format", "separator", "interactions", "items", "tables", "features"};
-  const std::vector<std::string> row_keys{"name", "comment", "layout", "format", "user", "tables", "features"};
+  const std::vector<std::string> row_keys{"name", "comment", "layout", "format", "user", "items", "tables", "features"};
   const bool rows = json.contains("layout") && json["layout"] == "user_rows";
   const Section top(json, what, rows ? row_keys : event_keys);
   schema.json = json;
@@ -169,6 +169,7 @@ SourceSchema SourceSchema::from_json(const Json& json, const std::string& what) 
     UQA_CHECK(schema.format == SourceFormat::kArrow || schema.format == SourceFormat::kParquet, ErrorCode::kConfig,
               "{}: layout user_rows has lists in its columns: 'format' must be arrow or parquet", what);
     schema.user = top.text_or("user", "");
+    if (top.has("items")) schema.items = read_items_section(top.at("items"), top.below("items"), schema.format);
   }
 
   std::set<std::string> names;

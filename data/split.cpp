@@ -175,4 +175,20 @@ Splits make_splits(const Dataset& data, const SplitSpec& spec, std::int64_t max_
   return out;
 }
 
+void keep_train_fraction(Splits& splits, double fraction, std::uint64_t seed) {
+  UQA_CHECK(fraction > 0 && fraction <= 1, ErrorCode::kConfig, "fraction = {}, must be in (0, 1]", fraction);
+  if (fraction == 1) return;
+  // One order for every fraction: a user is kept when its place in it is below the number that is kept.
+  const auto n = static_cast<std::int64_t>(splits.train.size());
+  const auto kept = std::clamp<std::int64_t>(static_cast<std::int64_t>(fraction * static_cast<double>(n) + 0.5), std::min<std::int64_t>(1, n), n);
+  std::vector<bool> keep(static_cast<std::size_t>(n), false);
+  const Permutation order(static_cast<std::uint64_t>(n), stream_key(seed, "train fraction"));
+  for (std::int64_t i = 0; i < kept; ++i) keep[order(static_cast<std::uint64_t>(i))] = true;
+  std::vector<Span> train;
+  for (std::size_t i = 0; i < splits.train.size(); ++i) {
+    if (keep[i]) train.push_back(splits.train[i]);
+  }
+  splits.train = std::move(train);
+}
+
 }  // namespace uqa::data

@@ -54,4 +54,8 @@ struct Splits {
 /// Error(kConfig): max_len < 1.
 [[nodiscard]] Splits make_splits(const Dataset& data, const SplitSpec& spec, std::int64_t max_len);
 
+/// Keeps round(fraction * n) of the n training spans, at least 1, chosen by `seed`; valid and test stay. For one seed the users of a
+/// smaller fraction are among those of a larger one. Error(kConfig): fraction outside (0, 1].
+void keep_train_fraction(Splits& splits, double fraction, std::uint64_t seed);
+
 }  // namespace uqa::data

@@ -4,6 +4,7 @@
 #include "launch/bind.h"
 #include "launch/command.h"
 #include "launch/stage.h"
+#include "launch/study_common.h"
 #include "trainer/align.h"
 
 namespace uqa::launch {
@@ -61,6 +62,7 @@ class AlignCommand final : public Command {
     config_ = trainer::align_preset(config_.preset);
     return options_.parse(words);  // what was given goes on top of the preset
   }
+  [[nodiscard]] const trainer::AlignConfig& config() const { return config_; }
 
   void run(comm::Session* session) override {
     apply(call_);
@@ -83,6 +85,13 @@ class AlignCommand final : public Command {
 };
 
 }  // namespace
+
+trainer::AlignConfig parse_align(const std::vector<std::string>& words) {
+  AlignCommand command;
+  UQA_CHECK(command.parse(words), ErrorCode::kConfig, "align: --help stands among the options; remove it");
+  command.config().validate();
+  return command.config();
+}
 
 std::unique_ptr<Command> make_align_command() { return std::make_unique<AlignCommand>(); }
 

@@ -4,6 +4,7 @@
 #include "launch/bind.h"
 #include "launch/command.h"
 #include "launch/stage.h"
+#include "launch/study_common.h"
 #include "trainer/pretrain.h"
 
 namespace uqa::launch {
@@ -19,6 +20,7 @@ class PretrainCommand final : public Command {
     options_.add("metric", &config_.metric, "validation metric that picks the best epoch: NDCG@k or Recall@k");
     bind(options_, config_.model);
     options_.add("data.split", &config_.split, "leave_one_out, ratio:SHARE[:SEED], time:SECONDS or files:TRAIN,VALID[,TEST]");
+    options_.add("data.fraction", &config_.fraction, "share of the training users that is used, in (0, 1]; a smaller one is a subset of a larger one");
     options_.add("data.read", &config_.read, "map or read: how shards are read");
     options_.add("eval.users", &config_.eval_users, "users of one validation pass on one rank (> 0)");
     bind(options_, config_.loop);
@@ -34,6 +36,8 @@ class PretrainCommand final : public Command {
     config_ = trainer::pretrain_preset(config_.preset, config_.model.encoder);
     return options_.parse(words);  // what was given goes on top of the preset
   }
+
+  [[nodiscard]] const trainer::PretrainConfig& config() const { return config_; }
 
   void run(comm::Session* session) override {
     apply(call_);
@@ -52,6 +56,13 @@ class PretrainCommand final : public Command {
 };
 
 }  // namespace
+
+trainer::PretrainConfig parse_pretrain(const std::vector<std::string>& words) {
+  PretrainCommand command;
+  UQA_CHECK(command.parse(words), ErrorCode::kConfig, "pretrain: --help stands among the options; remove it");
+  command.config().validate();
+  return command.config();
+}
 
 std::unique_ptr<Command> make_pretrain_command() { return std::make_unique<PretrainCommand>(); }
 

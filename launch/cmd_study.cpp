@@ -6,13 +6,13 @@
 namespace uqa::launch {
 namespace {
 
-std::string action_names() {
+std::string study_action_names() {
   std::string names;
   for (const auto& action : study_actions()) names += (names.empty() ? "" : ", ") + std::string(action.name);
   return names;
 }
 
-std::string summary() {
+std::string study_summary() {
   std::string text = "scaling studies: many runs from one file\n\nActions (uqa study ACTION --help):";
   for (const auto& action : study_actions()) text += fmt::format("\n  {:<10} {}", action.name, action.summary);
   return text;
@@ -22,6 +22,7 @@ class StudyCommand final : public Command {
  public:
   OptionSet& options() override { return action_ ? action_->options() : options_; }
   [[nodiscard]] Ranks ranks() const override { return Ranks::kSingle; }
+  [[nodiscard]] const std::vector<CommandEntry>* actions() const override { return &study_actions(); }
 
   bool parse(const std::vector<std::string>& words) override {
     const bool named = !words.empty() && !words.front().starts_with("-");
@@ -29,7 +30,7 @@ class StudyCommand final : public Command {
       for (const auto& word : words) {
         if (word == "--help" || word == "-h") return false;
       }
-      UQA_FAIL(ErrorCode::kConfig, "uqa study needs an action first: {}; see uqa study --help", action_names());
+      UQA_FAIL(ErrorCode::kConfig, "uqa study needs an action first: {}; see uqa study --help", study_action_names());
     }
     std::vector<std::string> names;
     for (const auto& action : study_actions()) {
@@ -37,7 +38,7 @@ class StudyCommand final : public Command {
       if (words.front() == action.name) action_ = action.make();
     }
     UQA_CHECK(action_ != nullptr, ErrorCode::kConfig, "unknown action '{}' of uqa study{}; it has {}", words.front(), suggestion(words.front(), names),
-              action_names());
+              study_action_names());
     return action_->parse({words.begin() + 1, words.end()});
   }
 
@@ -45,13 +46,16 @@ class StudyCommand final : public Command {
 
  private:
   std::unique_ptr<Command> action_;
-  OptionSet options_{"study", summary(), "uqa study plan --study recipes/study.ini"};
+  OptionSet options_{"study", study_summary(), "uqa study plan --study recipes/studies/widths.ini"};
 };
 
 }  // namespace
 
 const std::vector<CommandEntry>& study_actions() {
   static const std::vector<CommandEntry> table{
+      {"plan", "says what every run is and costs, before anything starts", make_study_plan},
+      {"run", "runs what is not finished, here or on Slurm", make_study_run},
+      {"status", "shows how far every run is", make_study_status},
       {"fit", "fits scaling laws to the runs, or to any table of runs", make_study_fit},
   };
   return table;

@@ -47,6 +47,7 @@ struct CommandEntry {
 
 // One maker a file, launch/cmd_*.cpp.
 std::unique_ptr<Command> make_import_command();
+std::unique_ptr<Command> make_synth_command();
 std::unique_ptr<Command> make_questions_command();
 std::unique_ptr<Command> make_inspect_command();
 std::unique_ptr<Command> make_pretrain_command();

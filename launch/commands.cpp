@@ -5,6 +5,7 @@ namespace uqa::launch {
 const std::vector<CommandEntry>& commands() {
   static const std::vector<CommandEntry> table{
       {"import", "turns an interaction log (RecBole, CSV, Parquet, Arrow) into HDF5 shards", make_import_command},
+      {"synth", "generates an interaction log of any size whose best attainable loss is known", make_synth_command},
       {"questions", "builds fair multiple-choice questions of the seven types from a data set", make_questions_command},
       {"inspect", "prints what a data set, question set, run or file holds", make_inspect_command},
       {"pretrain", "trains a user encoder on next-item prediction", make_pretrain_command},

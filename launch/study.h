@@ -13,6 +13,9 @@ namespace uqa::launch {
 /// Every action, in the order that `uqa study --help` lists them. Actions are Commands of Ranks::kSingle.
 [[nodiscard]] const std::vector<CommandEntry>& study_actions();
 
+std::unique_ptr<Command> make_study_plan();
+std::unique_ptr<Command> make_study_run();
+std::unique_ptr<Command> make_study_status();
 std::unique_ptr<Command> make_study_fit();
 
 }  // namespace uqa::launch

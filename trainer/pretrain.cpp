@@ -58,6 +58,7 @@ PretrainTask::PretrainTask(PretrainConfig config) : impl_(std::make_unique<Impl>
   s.num_features = s.data.schema().features.size();
   if (!s.config.features.empty()) s.data = s.data.with_features(s.config.features);
   s.splits = data::make_splits(s.data, data::parse_split(s.config.split), s.config.model.max_len);
+  data::keep_train_fraction(s.splits, s.config.fraction, static_cast<std::uint64_t>(s.config.loop.train.seed));
   s.model_config = resolve(s.config.model, s.data.schema());
   UQA_CHECK(s.model_config.encoder != "hstu" || s.model_config.hstu.bias != "position_time" || !s.data.timestamps(0, 0, 1).empty(), ErrorCode::kConfig,
             "model.hstu.bias = position_time, but data {} has no timestamps; choose --model.hstu.bias position or none, or import a log with times", s.config.data);
@@ -113,9 +114,49 @@ Tensor PretrainTask::loss_sum(const TaskBatch& batch, std::int64_t micro, const 
   return models::item_softmax_loss(h_TD.to(at::kFloat), impl_->model->item_table(), wrap_targets(packed), {.bf16 = impl_->bf16()});
 }
 
-std::optional<Validation> PretrainTask::validate(const comm::Mesh& mesh) { return impl_->evaluate(impl_->splits.valid, mesh); }
+std::optional<Validation> PretrainTask::validate(const comm::Mesh& mesh) {
+  auto validation = impl_->evaluate(impl_->splits.valid, mesh);
+  if (validation) validation->values["loss_nats"] = held_out_loss(impl_->splits.valid, mesh);
+  return validation;
+}
 
-std::optional<Validation> PretrainTask::test(const comm::Mesh& mesh) { return impl_->evaluate(impl_->splits.test, mesh); }
+std::optional<Validation> PretrainTask::test(const comm::Mesh& mesh) {
+  auto validation = impl_->evaluate(impl_->splits.test, mesh);
+  if (validation) validation->values["loss_nats"] = held_out_loss(impl_->splits.test, mesh);
+  return validation;
+}
+
+double PretrainTask::held_out_loss(const std::vector<data::Span>& spans, const comm::Mesh& mesh) {
+  const at::NoGradGuard no_grad;
+  auto& s = *impl_;
+  s.model->eval();
+  const auto kind = data::parse_split(s.config.split).kind;
+  const bool every_position = kind == data::SplitKind::kRatio || kind == data::SplitKind::kFiles;
+  const auto& dp = mesh.dp();
+  const auto total = static_cast<std::int64_t>(spans.size()), batch_users = s.config.eval_users;
+  const std::int64_t first = total * dp.rank() / dp.size(), last = total * (dp.rank() + 1) / dp.size();
+  // As many passes on every rank, since a sharded softmax talks in each.
+  const std::int64_t most = (total + dp.size() - 1) / dp.size(), passes = (most + batch_users - 1) / batch_users;
+  double loss = 0, labels = 0;
+  for (std::int64_t pass = 0; pass < passes; ++pass) {
+    PretrainBatch batch;
+    const std::int64_t begin = std::min(first + pass * batch_users, last), end = std::min(begin + batch_users, last);
+    if (begin < end) {
+      std::vector<std::int64_t> ids;
+      for (std::int64_t i = begin; i < end; ++i) ids.push_back(i);
+      const std::vector<data::Span> part(spans.begin() + begin, spans.begin() + end);
+      auto packed = std::make_shared<data::PackedBatch>(data::pack(s.data, part, ids, data::Targets::kNext));
+      for (std::size_t b = 1; !every_position && b < packed->cu_seqlens.size(); ++b) {
+        for (auto t = packed->cu_seqlens[b - 1]; t + 1 < packed->cu_seqlens[b]; ++t) packed->targets[static_cast<std::size_t>(t)] = -1;
+      }
+      labels += static_cast<double>(std::count_if(packed->targets.begin(), packed->targets.end(), [](std::int64_t t) { return t >= 0; }));
+      batch.micro.push_back(std::move(packed));
+    }
+    loss += loss_sum(batch, 0, {}).item<double>();
+  }
+  const Tensor sums = comm::all_reduce(at::tensor({loss, labels}, at::kDouble), comm::ReduceOp::kSum, dp);
+  return sums[0].item<double>() / sums[1].item<double>();
+}
 
 double PretrainTask::flops(std::int64_t num_interactions, std::int64_t /*num_tokens*/, std::int64_t num_labels) const {
   const double rows = static_cast<double>(num_interactions), labels = static_cast<double>(num_labels);
@@ -157,6 +198,7 @@ Json run_pretrain(const PretrainConfig& config, const comm::Mesh& mesh, RunDirec
                   {"digest", task->dataset().digest()},
                   {"users", task->dataset().num_users()},
                   {"interactions", task->dataset().num_interactions()},
+                  {"fraction", config.fraction},
                   {"train_users", splits.train.size()},
                   {"valid_users", splits.valid.size()},
                   {"test_users", splits.test.size()},
@@ -179,6 +221,9 @@ Json run_pretrain(const PretrainConfig& config, const comm::Mesh& mesh, RunDirec
               {"steps", trained.steps},
               {"epochs", trained.epochs},
               {"last_loss_nats", trained.last_loss_nats},
+              {"interactions", trained.interactions},
+              {"labels", trained.labels},
+              {"flops", trained.flops},
               {"best_step", trained.best_step},
               {"stopped_early", trained.stopped_early},
               {"metric", config.metric}};

@@ -65,6 +65,7 @@ struct PretrainConfig {
   std::string data;                       ///< directory written by `uqa import` or `uqa synth`; required
   std::vector<std::string> features;      ///< the data set's features that the encoder sees, the item among them; empty: all (data/dataset.h: with_features)
   std::string split = "leave_one_out";    ///< data/split.h: leave_one_out, ratio:..., time:..., files:...
+  double fraction = 1;                    ///< share of the training users that is used, chosen by loop.train.seed: nested (data::keep_train_fraction); in (0, 1]
   std::string read = "map";               ///< "map" or "read": how shards are read
   std::string preset = "default";         ///< where unset settings come from: "default" or "faithful" (see pretrain_preset)
   std::string metric = "NDCG@10";         ///< validation metric that decides which epoch is best: "NDCG@k" or "Recall@k", k of 1, 5, 10, 20, 50, 100
@@ -102,8 +103,12 @@ class PretrainTask : public TrainingTask {
   void set_training(bool on) override;
   void save_model(const fs::path& directory) const override;
 
-  /// Full-catalogue Recall and NDCG at 1, 5, 10, 20, 50, 100 of the test targets; nullopt when the split has none. Collective.
+  /// Full-catalogue Recall and NDCG at 1, 5, 10, 20, 50, 100 of the test targets, and their loss_nats (held_out_loss); nullopt when the split
+  /// has none. Collective.
   [[nodiscard]] std::optional<Validation> test(const comm::Mesh& mesh);
+  /// Mean next-item loss of `spans` in nats with the present weights, dropout off: at every position of users who do not train (splits by
+  /// ratio and by files), else at each span's last item. Collective.
+  [[nodiscard]] double held_out_loss(const std::vector<data::Span>& spans, const comm::Mesh& mesh);
   [[nodiscard]] const data::Dataset& dataset() const;
   [[nodiscard]] const data::Splits& splits() const;
   [[nodiscard]] models::UserModel model() const;

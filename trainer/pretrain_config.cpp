@@ -43,6 +43,7 @@ void PretrainConfig::validate() const {
   resolve(structure, {.tables = {{"item", 1}}, .features = {{"item", "item", false}}}).validate();
   UQA_CHECK(!data.empty(), ErrorCode::kConfig, "data is not set; give the directory that `uqa import` wrote");
   static_cast<void>(data::parse_split(split));
+  UQA_CHECK(fraction > 0 && fraction <= 1, ErrorCode::kConfig, "data.fraction = {}, must be in (0, 1]", fraction);
   require_one_of("read", read, {"map", "read"});
   require_one_of("preset", preset, {"default", "faithful"});
   const auto metrics = next_item_metric_names();

@@ -93,6 +93,9 @@ class Loop {
                {"num_samples", num_samples_},
                {"global_users", config_.batch.global_users},
                {"last_loss_nats", result_.last_loss_nats},
+               {"interactions", result_.interactions},
+               {"labels", result_.labels},
+               {"flops", result_.flops},
                {"best_step", result_.best_step},
                {"epochs_without_gain", epochs_without_gain_},
                {"stopped_early", result_.stopped_early},
@@ -122,6 +125,9 @@ class Loop {
       expect("position", at.position);
       optimizer_.set_updates(get<std::int64_t>(state, "updates", what));
       result_.last_loss_nats = get<double>(state, "last_loss_nats", what);
+      result_.interactions = get<double>(state, "interactions", what);
+      result_.labels = get<double>(state, "labels", what);
+      result_.flops = get<double>(state, "flops", what);
       result_.best_step = get<std::int64_t>(state, "best_step", what);
       result_.stopped_early = get<bool>(state, "stopped_early", what);
       epochs_without_gain_ = get<std::int64_t>(state, "epochs_without_gain", what);
@@ -167,7 +173,11 @@ class Loop {
       ++result_.steps;
       result_.last_loss_nats = agreed.num_labels > 0 ? loss_sum / static_cast<double>(agreed.num_labels) : 0;
       times.total_s = seconds_since(step_begin);
-      meter_.add(agreed, loss_sum, task_.flops(agreed.num_interactions, agreed.num_tokens, agreed.num_labels), times);
+      const double flops = task_.flops(agreed.num_interactions, agreed.num_tokens, agreed.num_labels);
+      result_.interactions += static_cast<double>(agreed.num_interactions);
+      result_.labels += static_cast<double>(agreed.num_labels);
+      result_.flops += flops;
+      meter_.add(agreed, loss_sum, flops, times);
       after_step(lr, grad_norm);
       progress.advance(1, note());
     }

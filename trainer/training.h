@@ -75,6 +75,7 @@ struct TrainingResult {
   std::int64_t steps = 0;
   std::int64_t epochs = 0;
   double last_loss_nats = 0;
+  double interactions = 0, labels = 0, flops = 0;  ///< of all steps and ranks; FLOPs by the task's convention
   std::optional<double> best_metric;
   std::int64_t best_step = 0;
   bool stopped_early = false;

@@ -4,7 +4,7 @@
 #include <tuple>
 
 #include "core/error.h"
-#include "core/hash.h"
+#include "data/digest.h"
 #include "data/h5.h"
 #include "data/import/spill.h"
 
@@ -13,38 +13,9 @@ namespace {
 
 fs::path digest_name(std::int64_t shard) { return fmt::format("digest-{:05d}.h5", shard); }
 
-template <typename T>
-void append(std::string& out, std::span<const T> values) {
-  out.append(reinterpret_cast<const char*>(values.data()), values.size_bytes());
-}
-void append(std::string& out, std::int64_t value) { append(out, std::span<const std::int64_t>(&value, 1)); }
-
 std::int64_t floor_seconds(std::int64_t us) {
   constexpr std::int64_t kUs = 1'000'000;
   return us >= 0 ? us / kUs : -((-us + kUs - 1) / kUs);
-}
-
-/// Digest of one user's content; does not depend on which shard holds it.
-std::int64_t digest_user(const ShardContent& content, const Schema& schema, std::size_t i, std::string& buffer) {
-  buffer.clear();
-  const auto id = content.user_id[i];
-  append(buffer, static_cast<std::int64_t>(id.size()));
-  buffer += id;
-  const auto begin = static_cast<std::size_t>(content.offsets[i]), end = static_cast<std::size_t>(content.offsets[i + 1]);
-  append(buffer, static_cast<std::int64_t>(end - begin));
-  for (std::size_t f = 0; f < schema.features.size(); ++f) {
-    const auto& feature = content.features[f];
-    const std::span values(feature.values);
-    if (schema.features[f].multi_valued) {
-      for (std::size_t t = begin; t < end; ++t) append(buffer, feature.offsets[t + 1] - feature.offsets[t]);
-      const auto from = static_cast<std::size_t>(feature.offsets[begin]), to = static_cast<std::size_t>(feature.offsets[end]);
-      append<std::int32_t>(buffer, values.subspan(from, to - from));
-    } else {
-      append<std::int32_t>(buffer, values.subspan(begin, end - begin));
-    }
-  }
-  if (!content.timestamps.empty()) append<std::int64_t>(buffer, std::span(content.timestamps).subspan(begin, end - begin));
-  return static_cast<std::int64_t>(hash64(buffer));
 }
 
 }  // namespace

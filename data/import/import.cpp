@@ -9,6 +9,7 @@
 #include "core/hash.h"
 #include "core/log.h"
 #include "core/progress.h"
+#include "data/digest.h"
 #include "data/import/pass1.h"
 #include "data/manifest.h"
 
@@ -50,21 +51,6 @@ std::int64_t choose_num_shards(const ImportOptions& options) {
   return std::clamp<std::int64_t>(bytes / kInputBytesPerShard + 1, options.size, std::max(options.size, kMaxShards));
 }
 
-std::string digest_items(const ItemCatalog& items) {
-  Json json = {{"titles", items.titles}, {"raw_ids", items.raw_ids}, {"attributes", Json::array()}};
-  for (const auto& a : items.attributes) {
-    json["attributes"].push_back({{"name", a.name}, {"vocabulary", a.vocabulary}, {"offsets", a.offsets}, {"values", a.values}});
-  }
-  return hash_hex(json.dump());
-}
-
-std::string digest_all(const Schema& schema, const ItemCatalog& items, bool has_timestamps, const std::vector<std::int64_t>& user_digests) {
-  const Json head = {{"schema", schema.to_json()}, {"items", digest_items(items)}, {"has_timestamps", has_timestamps}};
-  std::string text = head.dump();
-  text.append(reinterpret_cast<const char*>(user_digests.data()), user_digests.size() * sizeof(std::int64_t));
-  return hash_hex(text);
-}
-
 void say(const ImportReport& report) {
   if (report.dropped_users > 0) {
     log::warn("import", "{} users with fewer than 2 interactions are left out ({} interactions)", report.dropped_users, report.dropped_interactions);
@@ -100,7 +86,7 @@ void publish(const SourceSchema& schema, Pass1& pass1, const fs::path& spill, Ou
   const auto& handover = pass1.handover;
   auto& report = pass1.report;
   write_items(out.path() / kItemsName, pass1.catalog, report.num_items, handover.source_hash);
-  report.digest = digest_all(handover.schema, pass1.catalog, handover.has_timestamps,
+  report.digest = digest_data(handover.schema, pass1.catalog, handover.has_timestamps,
                              read_user_digests(spill, handover.num_shards, report.num_users));
   fs::remove_all(spill);
   Manifest manifest{.name = schema.name,

@@ -28,8 +28,11 @@ if command -v groff >/dev/null; then
   [ ! -s "$work/groff.err" ] || fail "groff: $(head -n 3 "$work/groff.err")"
 fi
 checked=0
-for command in $("$uqa" --help | sed -n 's/^  \([a-z_-]*\) .*/\1/p'); do
-  for option in $("$uqa" "$command" --help | grep -o '^  --[a-z_.0-9-]*'); do
+commands() { # of the program, or of a command that has its own
+  "$uqa" "$@" --help | sed -n 's/^  \([a-z_-]*\)  *[^-].*/\1/p'
+}
+for command in $(commands | sed 's/^study$//') $(commands study | sed 's/^/study:/'); do
+  for option in $("$uqa" ${command/:/ } --help | grep -o '^  --[a-z_.0-9-]*'); do
     grep -qF -- " $option" "$work/uqa.bash" || fail "the completion lacks $option of $command"
     grep -qF -- "\\fB${option//-/\\-}\\fR" "$work/uqa.1" || fail "the manual page lacks $option of $command"
     checked=$((checked + 1))

@@ -1,0 +1,312 @@
+#include "trainer/study/plan.h"
+
+#include <algorithm>
+#include <cmath>
+#include <numeric>
+#include <optional>
+
+#include "core/text.h"
+#include "data/import_schema.h"
+#include "data/loader.h"
+#include "trainer/study/ini.h"
+
+namespace uqa::trainer::study {
+namespace {
+
+constexpr double kFloat = 4;
+
+/// Ring all-reduce: bytes that one of n ranks sends for `bytes` of payload.
+double all_reduce_bytes(double bytes, std::int64_t n) { return 2 * bytes * static_cast<double>(n - 1) / static_cast<double>(n); }
+
+/// Float values that a layer keeps for its backward pass, per row. Counted from what each encoder's functions save.
+double kept_per_row(const models::UserModelConfig& c, double mean_length) {
+  const auto h = static_cast<double>(c.hidden), layers = static_cast<double>(c.num_layers), heads = static_cast<double>(c.num_heads);
+  const auto inner = static_cast<double>(c.resolved_inner());
+  const double weights = heads * mean_length;  // attention weights of a row, where they are kept
+  if (c.encoder == "sasrec") return layers * (10 * h + 3 * inner + weights) + 2 * h;
+  if (c.encoder == "trm_plus") return layers * (10 * h + 4 * inner + weights);
+  if (c.encoder == "hstu") return layers * (4 * h + 2 * heads * static_cast<double>(2 * c.hstu_linear_dim() + 2 * c.hstu_attention_dim()));
+  if (c.encoder == "gru4rec") return layers * 7 * inner + 3 * h;
+  const double width = static_cast<double>(c.mamba2.expand) * h;
+  return layers * (3 * h + 8 * width + 4 * static_cast<double>(c.mamba2.num_groups * c.mamba2.state_size));
+}
+
+/// Most inputs of one forward pass on one of `dp` ranks.
+double rows_of_pass(const PretrainConfig& config, const DataShape& shape, std::int64_t dp) {
+  const auto& batch = config.loop.batch;
+  const double users = std::ceil(static_cast<double>(std::min(batch.global_users, shape.train_users)) / static_cast<double>(dp));
+  const double pass = batch.micro_users > 0 ? std::min(users, static_cast<double>(batch.micro_users)) : users;
+  return pass * shape.mean_length;
+}
+
+/// Everything of a layout that depends on it.
+struct Cost {
+  MemoryPlan memory;
+  double wire_bytes = 0, compute_s = 0, comm_s = 0;
+  [[nodiscard]] double step_s(double overhead) const { return compute_s + comm_s + overhead; }
+};
+
+Cost cost_of(const PretrainConfig& config, const models::UserModelConfig& model, const DataShape& shape, const Hardware& hw, const Layout& layout, double rows_of_step,
+             double training_flops_of_step, const models::FlopCounts& by_module) {
+  const auto counts = models::count_parameters(model);
+  const auto dp = static_cast<double>(layout.dp), tp = static_cast<double>(layout.tp), group = static_cast<double>(layout.table_group);
+  const double dense = static_cast<double>(counts.projections + counts.backbone), tables = static_cast<double>(counts.tables);
+  const double mine = kFloat * (dense / tp + tables / group);  // bytes of one rank's weights
+  const double rows = rows_of_step / dp, pass = rows_of_pass(config, shape, layout.dp);
+  Cost cost;
+  cost.memory.process = hw.process_bytes;
+  cost.memory.weights = mine;
+  cost.memory.gradients = mine;
+  cost.memory.optimizer = config.loop.optim.kind == "adamw" ? 2 * mine : 0;
+  cost.memory.checkpoint = 3 * mine;  // the copy that a background thread writes
+  cost.memory.activations = kFloat * pass * (kept_per_row(model, shape.mean_length) / tp + 3 * static_cast<double>(model.feature_width()) +
+                                             3 * static_cast<double>(model.hidden) + 4 * static_cast<double>(model.item_dim()));
+
+  const auto rate_of = [&](std::int64_t n) { return n <= hw.ranks_per_node ? hw.node_bytes_per_s : std::min(hw.node_bytes_per_s, hw.network_bytes_per_s); };
+  const auto send = [&](double bytes, std::int64_t n, double messages) {
+    cost.wire_bytes += bytes;
+    return n > 1 ? bytes / rate_of(n) + messages * hw.latency_s * std::ceil(std::log2(static_cast<double>(n))) : 0;
+  };
+  // Gradients of what is replicated travel while backward runs: two thirds of the compute hides them.
+  const double dense_s = layout.dp > 1 ? send(all_reduce_bytes(kFloat * dense / tp, layout.dp), layout.ranks, 2) : 0;
+  const std::int64_t replicas = layout.ranks / layout.table_group;
+  const double tables_s = replicas > 1 ? send(all_reduce_bytes(kFloat * tables / group, replicas), layout.ranks, 2) : 0;
+  double exposed = 0;
+  if (layout.table_group > 1) {
+    // Rows that are looked up, and their gradients; hiddens of the whole group, their gradients, and three numbers a row for the softmax.
+    const double others = group - 1;
+    exposed += send(2 * kFloat * rows * static_cast<double>(model.feature_width()) * others / group, layout.table_group, 4);
+    exposed += send(kFloat * rows * others * (2 * static_cast<double>(model.item_dim()) + 3) / tp, layout.table_group, 4);
+  }
+  if (layout.tp > 1) {
+    const double layers = static_cast<double>(model.num_layers);
+    exposed += send(layers * 4 * all_reduce_bytes(kFloat * rows * static_cast<double>(model.hidden), layout.tp), layout.tp, 4 * layers);
+  }
+  const double per_rank = training_flops_of_step / static_cast<double>(layout.ranks);
+  const double measured = hw.measured_rate(model.encoder, training_flops_of_step / rows_of_step);
+  if (measured > 0) {
+    cost.compute_s = per_rank / measured;
+  } else {
+    const double softmax_share = by_module.item_softmax / by_module.total();
+    const double optimizer_s = 7 * mine / hw.memory_bytes_per_s;  // reads weight, gradient and two moments, writes three
+    cost.compute_s = per_rank * ((1 - softmax_share) / hw.efficiency + softmax_share / hw.softmax_efficiency) / hw.flops_per_s + optimizer_s;
+  }
+  cost.comm_s = std::max(0.0, dense_s + tables_s - 2.0 / 3.0 * cost.compute_s) + exposed;
+  return cost;
+}
+
+std::vector<Layout> layouts(const models::UserModelConfig& model, const Hardware& hw, std::int64_t ranks) {
+  std::vector<Layout> all;
+  for (std::int64_t tp = 1; tp <= std::min(ranks, hw.ranks_per_node); tp *= 2) {
+    if (ranks % tp != 0 || (tp > 1 && (model.num_heads % tp != 0 || model.encoder == "gru4rec"))) continue;
+    for (std::int64_t group = 1; group <= ranks; group *= 2) {
+      if (ranks % group == 0) all.push_back({.ranks = ranks, .dp = ranks / tp, .tp = tp, .table_group = group});
+    }
+    if ((ranks & (ranks - 1)) != 0) all.push_back({.ranks = ranks, .dp = ranks / tp, .tp = tp, .table_group = ranks});
+  }
+  return all;
+}
+
+std::string gib(double bytes) { return bytes_text(static_cast<std::int64_t>(bytes)); }
+
+/// How many ranks would do, by doubling; empty when even 65,536 do not.
+std::string more_ranks(const PretrainConfig& config, const models::UserModelConfig& model, const DataShape& shape, const Hardware& hw, std::int64_t ranks, double rows,
+                       double flops, const models::FlopCounts& by_module) {
+  for (std::int64_t n = 2 * ranks; n <= 65'536; n *= 2) {
+    for (const auto& layout : layouts(model, hw, n)) {
+      if (cost_of(config, model, shape, hw, layout, rows, flops, by_module).memory.total() <= hw.memory_bytes) {
+        return fmt::format("{} ranks would do: {}", n, layout.describe());
+      }
+    }
+  }
+  return "no number of ranks helps: lower batch.micro_users or model.max_len, which bound the activations";
+}
+
+}  // namespace
+
+std::string Layout::describe() const {
+  return fmt::format("dp {}, tp {}, tables {}", dp, tp, table_group == 1 ? "replicated" : fmt::format("in rows over groups of {}", table_group));
+}
+
+DataShape shape_of(const PretrainConfig& config) {
+  const auto data = data::Dataset::open(config.data, data::ReadMode::kMap, /*verify=*/false);
+  auto splits = data::make_splits(data, data::parse_split(config.split), config.model.max_len);
+  data::keep_train_fraction(splits, config.fraction, static_cast<std::uint64_t>(config.loop.train.seed));
+  DataShape shape{.schema = data.schema(), .lengths = {}, .train_users = static_cast<std::int64_t>(splits.train.size()), .mean_length = 0, .held_out_rows = 0, .exact = true};
+  for (const auto& span : splits.train) shape.lengths.push_back(span.end - span.begin - 1);
+  shape.mean_length = std::accumulate(shape.lengths.begin(), shape.lengths.end(), 0.0) / static_cast<double>(shape.train_users);
+  for (const auto* list : {&splits.valid, &splits.test}) {
+    for (const auto& span : *list) shape.held_out_rows += static_cast<double>(span.end - span.begin - 1);
+  }
+  return shape;
+}
+
+DataShape shape_of(const Options& section, const PretrainConfig& config, const std::string& what) {
+  std::optional<std::string> schema_file;
+  double users = 0, interactions = 0;
+  for (const auto& [key, value] : section) {
+    const std::string where = fmt::format("{} [data]: {}", what, key);
+    if (key == "schema") schema_file = value;
+    else if (key == "users") users = ini_positive(value, where);
+    else if (key == "interactions") interactions = ini_positive(value, where);
+    else UQA_FAIL(ErrorCode::kConfig, "{}: unknown key{}; [data] has schema, users, interactions", where, suggestion(key, {"schema", "users", "interactions"}));
+  }
+  UQA_CHECK(schema_file && users > 0 && interactions >= 2 * users, ErrorCode::kConfig,
+            "{}: data {} is not here, and [data] does not describe it; give schema, users and interactions (at least 2 a user)", what, config.data);
+  const auto source = data::SourceSchema::read(*schema_file);
+  DataShape shape;
+  for (const auto& feature : source.features) {
+    const auto rows = source.tables.find(feature.table);
+    UQA_CHECK(rows != source.tables.end(), ErrorCode::kConfig, "{}: table '{}' has no rows in 'tables'; a plan needs them", *schema_file, feature.table);
+    if (std::none_of(shape.schema.tables.begin(), shape.schema.tables.end(), [&](const auto& t) { return t.name == feature.table; })) {
+      shape.schema.tables.push_back({.name = feature.table, .rows = rows->second});
+    }
+    shape.schema.features.push_back({.name = feature.name, .table = feature.table, .multi_valued = feature.multi_valued});
+  }
+  const auto spec = data::parse_split(config.split);
+  const double share = spec.kind == data::SplitKind::kRatio ? spec.train_share : 1;
+  shape.train_users = std::max<std::int64_t>(1, std::llround(users * share * config.fraction));
+  shape.mean_length = std::min(interactions / users - 1, static_cast<double>(config.model.max_len));
+  shape.held_out_rows = users * (spec.kind == data::SplitKind::kRatio ? 1 - share : 2) * shape.mean_length;
+  return shape;
+}
+
+StagePlan plan_pretrain(const PretrainConfig& config, const DataShape& shape, const Hardware& hw, std::int64_t ranks) {
+  const auto model = resolve(config.model, shape.schema);
+  const auto& loop = config.loop;
+  StagePlan plan{.stage = "pretrain", .parameters = models::count_parameters(model), .exact = shape.exact && loop.train.patience == 0};
+  const auto per_epoch = data::batches_per_epoch(shape.train_users, loop.batch.global_users);
+  plan.steps = loop.train.epochs * per_epoch;
+  if (loop.train.max_steps > 0) plan.steps = std::min(plan.steps, loop.train.max_steps);
+  if (shape.lengths.empty()) {
+    plan.interactions = shape.mean_length * static_cast<double>(shape.train_users) * static_cast<double>(plan.steps) / static_cast<double>(per_epoch);
+  } else {
+    // Whole epochs see every sample; the order of the last one says which samples its steps take.
+    plan.interactions = std::accumulate(shape.lengths.begin(), shape.lengths.end(), 0.0) * static_cast<double>(plan.steps / per_epoch);
+    for (auto step = plan.steps / per_epoch * per_epoch; step < plan.steps; ++step) {
+      const auto at = data::cursor_at(step, shape.train_users, loop.batch.global_users);
+      for (const auto sample : data::global_batch(static_cast<std::uint64_t>(loop.train.seed), at, shape.train_users, loop.batch.global_users)) {
+        plan.interactions += static_cast<double>(shape.lengths[static_cast<std::size_t>(sample)]);
+      }
+    }
+  }
+  plan.labels = plan.interactions;
+  plan.flops = models::forward_flops(model, plan.interactions, shape.mean_length, plan.labels);
+  for (auto* part : {&plan.flops.projections, &plan.flops.backbone, &plan.flops.attention, &plan.flops.item_softmax}) *part *= 3;
+  const bool attends = model.encoder == "sasrec" || model.encoder == "trm_plus" || model.encoder == "hstu";
+  if (attends) plan.full_attention_flops = plan.flops.attention * 2 * shape.mean_length / (shape.mean_length + 1);
+
+  const double rows_of_step = plan.interactions / static_cast<double>(plan.steps), flops_of_step = plan.flops.total() / static_cast<double>(plan.steps);
+  std::optional<Cost> best;
+  std::optional<Cost> smallest;
+  Layout smallest_layout;
+  for (const auto& layout : layouts(model, hw, ranks)) {
+    const auto cost = cost_of(config, model, shape, hw, layout, rows_of_step, flops_of_step, plan.flops);
+    if (!smallest || cost.memory.total() < smallest->memory.total()) {
+      smallest = cost;
+      smallest_layout = layout;
+    }
+    if (cost.memory.total() > hw.memory_bytes || (best && cost.step_s(0) >= best->step_s(0))) continue;
+    best = cost;
+    plan.layout = layout;
+  }
+  plan.fits = best.has_value();
+  if (!plan.fits) {
+    best = smallest;
+    plan.layout = smallest_layout;
+    plan.advice = fmt::format("{} a rank even with {}, {} has {}; {}", gib(best->memory.total()), plan.layout.describe(), hw.name, gib(hw.memory_bytes),
+                              more_ranks(config, model, shape, hw, ranks, rows_of_step, flops_of_step, plan.flops));
+  }
+  plan.memory = best->memory;
+  plan.wire_bytes_per_step = best->wire_bytes;
+  const auto steps = static_cast<double>(plan.steps);
+  plan.compute_s = best->compute_s * steps;
+  plan.exposed_comm_s = best->comm_s * steps;
+  // Each epoch validates, the end tests: forward passes, once for ranks and once for the loss.
+  const double passes = static_cast<double>(loop.train.epochs) * 0.5 + 0.5;
+  const double held_out_s = plan.interactions > 0 ? plan.compute_s / plan.interactions * shape.held_out_rows * passes * 2 / 3 : 0;
+  plan.seconds = best->step_s(hw.step_s) * steps + held_out_s + hw.start_s;
+  plan.time_from = hw.measured_rate(model.encoder, 1) > 0 ? "measured" : "hardware figures";
+  return plan;
+}
+
+StagePlan plan_align(const AlignConfig& config, const AlignShape& shape, const Hardware& hw, std::int64_t ranks) {
+  StagePlan plan{.stage = "align", .parameters = shape.encoder};
+  const bool llm_frozen = config.freeze.find("llm") != std::string::npos, encoder_frozen = config.freeze.find("encoder") != std::string::npos;
+  const bool adapter_frozen = config.freeze.find("adapter") != std::string::npos;
+  double matrices = 0, lora = 0;
+  const models::LoraOptions lora_options{.rank = config.lora.rank};
+  for (const auto& [name, dims] : shape.llm.weight_shapes()) {
+    double numel = 1;
+    for (const auto dim : dims) numel *= static_cast<double>(dim);
+    plan.llm_parameters += static_cast<std::int64_t>(numel);
+    if (dims.size() != 2 || !name.starts_with("model.layers.")) continue;
+    matrices += numel;
+    const bool target = std::any_of(lora_options.targets.begin(), lora_options.targets.end(), [&](const auto& t) { return name.find("." + t + ".") != std::string::npos; });
+    if (target && llm_frozen) lora += static_cast<double>(config.lora.rank * (dims[0] + dims[1]));
+  }
+  plan.lora_parameters = static_cast<std::int64_t>(lora);
+  const bool soft = config.prompt == "soft";
+  if (soft) {
+    const auto adapter = models::make_adapter(config.adapter_config(shape.encoder_hidden, shape.llm.hidden));
+    for (const auto& parameter : adapter->parameters()) plan.adapter_parameters += parameter.numel();
+  }
+  const double per_row = (llm_frozen ? 4.0 : 6.0) * matrices + 6.0 * lora;
+  const double used = config.max_questions > 0 ? std::min(shape.questions, static_cast<double>(config.max_questions)) : shape.questions;
+  const double epoch_rows = used * (1 - config.validation_fraction) * shape.rows_per_question;
+  plan.llm_rows = epoch_rows * static_cast<double>(config.loop.train.epochs);
+  const double groups = std::max(1.0, used * (1 - config.validation_fraction));
+  plan.steps = config.loop.train.epochs * static_cast<std::int64_t>(std::ceil(groups / static_cast<double>(config.loop.batch.global_users)));
+  if (config.loop.train.max_steps > 0 && config.loop.train.max_steps < plan.steps) {
+    plan.llm_rows *= static_cast<double>(config.loop.train.max_steps) / static_cast<double>(plan.steps);
+    plan.steps = config.loop.train.max_steps;
+  }
+  plan.llm_flops = per_row * plan.llm_rows;
+  plan.layout = {.ranks = ranks, .dp = ranks, .tp = 1, .table_group = 1};
+  const double stored = config.loop.train.dtype == "bf16" ? 2 : kFloat;
+  double trained = lora + (adapter_frozen ? 0 : static_cast<double>(plan.adapter_parameters)) + (encoder_frozen || !soft ? 0 : static_cast<double>(shape.encoder.total()));
+  if (!llm_frozen) trained += static_cast<double>(plan.llm_parameters);
+  plan.memory.process = hw.process_bytes;
+  plan.memory.weights = stored * static_cast<double>(plan.llm_parameters) + kFloat * (trained + (soft ? static_cast<double>(shape.encoder.total()) : 0));
+  plan.memory.gradients = kFloat * trained;
+  plan.memory.optimizer = 2 * kFloat * trained;
+  plan.memory.checkpoint = 3 * kFloat * trained;
+  const double kept = static_cast<double>(shape.llm.num_layers) * (8 * static_cast<double>(shape.llm.hidden) + 4 * static_cast<double>(shape.llm.intermediate));
+  plan.memory.activations = stored * static_cast<double>(config.micro_rows) * kept;
+  plan.fits = plan.memory.total() <= hw.memory_bytes;
+  if (!plan.fits) {
+    plan.advice = fmt::format("{} a rank, {} has {}; lower micro_rows, use --train.dtype=bf16, or freeze the LLM", gib(plan.memory.total()), hw.name, gib(hw.memory_bytes));
+  }
+  plan.wire_bytes_per_step = ranks > 1 ? all_reduce_bytes(kFloat * trained, ranks) : 0;
+  plan.compute_s = plan.llm_flops / static_cast<double>(ranks) / (hw.efficiency * hw.flops_per_s);
+  const double rate = ranks <= hw.ranks_per_node ? hw.node_bytes_per_s : std::min(hw.node_bytes_per_s, hw.network_bytes_per_s);
+  plan.exposed_comm_s = ranks > 1 ? std::max(0.0, plan.wire_bytes_per_step / rate * static_cast<double>(plan.steps) - plan.compute_s / 2) : 0;
+  plan.seconds = plan.compute_s + plan.exposed_comm_s + hw.step_s * static_cast<double>(plan.steps) + hw.start_s;
+  plan.time_from = "hardware figures";
+  return plan;
+}
+
+Json StagePlan::to_json() const {
+  return {{"stage", stage},
+          {"parameters", {{"tables", parameters.tables}, {"projections", parameters.projections}, {"backbone", parameters.backbone}, {"total", parameters.total()},
+                          {"adapter", adapter_parameters}, {"lora", lora_parameters}, {"llm", llm_parameters}}},
+          {"steps", steps},
+          {"interactions", interactions},
+          {"labels", labels},
+          {"llm_rows", llm_rows},
+          {"flops", {{"convention", models::kFlopsConvention}, {"projections", flops.projections}, {"backbone", flops.backbone}, {"attention", flops.attention}, {"attention_if_full", full_attention_flops},
+                     {"item_softmax", flops.item_softmax}, {"llm", llm_flops}, {"without_softmax", flops.without_softmax() + llm_flops}, {"total", total_flops()}}},
+          {"layout", {{"ranks", layout.ranks}, {"dp", layout.dp}, {"tp", layout.tp}, {"table_group", layout.table_group}}},
+          {"memory_bytes_per_rank", {{"process", memory.process}, {"weights", memory.weights}, {"gradients", memory.gradients}, {"optimizer", memory.optimizer},
+                                     {"activations", memory.activations}, {"checkpoint", memory.checkpoint}, {"total", memory.total()}}},
+          {"wire_bytes_per_step_and_rank", wire_bytes_per_step},
+          {"compute_s", compute_s},
+          {"exposed_comm_s", exposed_comm_s},
+          {"seconds", seconds},
+          {"time_from", time_from},
+          {"exact", exact},
+          {"fits", fits},
+          {"advice", advice}};
+}
+
+}  // namespace uqa::trainer::study

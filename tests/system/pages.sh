@@ -29,7 +29,7 @@ if command -v groff >/dev/null; then
 fi
 checked=0
 commands() { # of the program, or of a command that has its own
-  "$uqa" "$@" --help | sed -n 's/^  \([a-z_-]*\)  *[^-].*/\1/p'
+  "$uqa" "$@" --help | awk '/^(Commands|Actions)/ { on = 1; next } /^$/ { on = 0 } on { print $1 }'
 }
 for command in $(commands | sed 's/^study$//') $(commands study | sed 's/^/study:/'); do
   for option in $("$uqa" ${command/:/ } --help | grep -o '^  --[a-z_.0-9-]*'); do

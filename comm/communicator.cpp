@@ -2,6 +2,7 @@
 #include "comm/communicator.h"
 
 #include <algorithm>
+#include <bit>
 #include <chrono>
 #include <exception>
 #include <thread>
@@ -332,6 +333,15 @@ std::int64_t all_reduce(std::int64_t value, ReduceOp op, const Communicator& com
   Tensor one = at::full({1}, value, at::kLong);
   all_reduce_(one, op, comm);
   return one.item<std::int64_t>();
+}
+
+double sum_in_order(double value, const Communicator& comm) {
+  if (comm.size() == 1) return value;
+  const Tensor all = all_gather(at::full({1}, std::bit_cast<std::int64_t>(value), at::kLong), comm).contiguous();
+  const auto* const bits = all.const_data_ptr<std::int64_t>();
+  double sum = 0;
+  for (std::int64_t r = 0; r < all.numel(); ++r) sum += std::bit_cast<double>(bits[r]);
+  return sum;
 }
 
 std::string broadcast_text(const std::string& text, int root, const Communicator& comm) {

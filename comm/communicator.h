@@ -106,6 +106,8 @@ void barrier(const Communicator& comm);
 
 /// One integer reduced over the group.
 [[nodiscard]] std::int64_t all_reduce(std::int64_t value, ReduceOp op, const Communicator& comm);
+/// Sum in double, added up in rank order: the same bits on every rank, NaN and infinity included.
+[[nodiscard]] double sum_in_order(double value, const Communicator& comm);
 /// Rank `root`'s text on every rank.
 [[nodiscard]] std::string broadcast_text(const std::string& text, int root, const Communicator& comm);
 
@@ -151,17 +153,23 @@ class Session {
   std::unique_ptr<Impl> impl_;
 };
 
-/// Splits the world once into named axes, row-major with tp innermost (same node).
+/// Splits the world once into named axes, row-major with tp innermost (same node). Beside them, the world is cut into table groups of
+/// consecutive ranks: each group holds the row-sharded tables once.
 class Mesh {
  public:
-  /// dp * tp must be the world size, else Error(kConfig) with every factor named. dp = 0 means world / tp. Collective.
-  Mesh(const Communicator& world, int dp, int tp);
+  /// dp * tp must be the world size, and `table_group` must divide it and be a multiple of tp, else Error(kConfig) with every factor named.
+  /// dp = 0 means world / tp; table_group = 0 means the world up to 64 ranks, beyond that the largest group of at most 64. Collective.
+  Mesh(const Communicator& world, int dp, int tp, int table_group = 0);
   [[nodiscard]] const Communicator& world() const { return world_; }
   [[nodiscard]] const Communicator& dp() const { return dp_; }  ///< data loading and gradient sums
   [[nodiscard]] const Communicator& tp() const { return tp_; }  ///< shards of one layer
+  [[nodiscard]] const Communicator& table() const { return table_; }                  ///< this rank's table group
+  [[nodiscard]] const Communicator& table_replica() const { return table_replica_; }  ///< ranks of all groups that hold the same rows
+  /// Bytes that this rank has sent through collectives of all axes so far.
+  [[nodiscard]] std::int64_t bytes_sent() const;
 
  private:
-  Communicator world_, dp_, tp_;
+  Communicator world_, dp_, tp_, table_, table_replica_;
 };
 
 /// Runs `body(comm)` on `num_ranks` threads of this process, each with its own rank: for tests and small tools.

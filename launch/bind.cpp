@@ -26,6 +26,9 @@ void bind(OptionSet& options, trainer::LoopConfig& config) {
   auto& parallel = config.parallel;
   options.add("parallel.dp", &parallel.dp, "data-parallel degree; 0: world size / tp");
   options.add("parallel.tp", &parallel.tp, "tensor-parallel degree; only 1 in this version");
+  options.add("parallel.tables", &parallel.tables, "feature tables and item softmax: replicated, or sharded by rows over a table group");
+  options.add("parallel.table_group", &parallel.table_group, "ranks that hold the sharded tables once; 0: all, at most 64");
+  options.add("parallel.table_min_rows", &parallel.table_min_rows, "tables with fewer rows are replicated in any case (>= 0)");
   options.add("parallel.bucket_bytes", &parallel.bucket_bytes, "size of a gradient bucket (> 0)");
   auto& checkpoint = config.checkpoint;
   options.add("checkpoint.every_steps", &checkpoint.every_steps, "write one every so many steps; 0: at each epoch's end");

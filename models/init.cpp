@@ -18,28 +18,29 @@ std::array<double, 2> box_muller(std::uint32_t a, std::uint32_t b) {
   return {radius * std::cos(angle), radius * std::sin(angle)};
 }
 
-/// x[i] = draw(key, i) for every element.
+/// x[i] = draw(key, index of i in the whole parameter) for every element.
 template <typename Draw>
-void fill(const Tensor& x, std::uint64_t seed, const std::string& name, const Draw& draw) {
+void fill(const Tensor& x, std::uint64_t seed, const std::string& name, const ParameterLayout& layout, const Draw& draw) {
   UQA_CHECK(x.scalar_type() == at::kFloat && x.is_contiguous(), ErrorCode::kInternal, "initial weights of {}: must be contiguous float32", name);
   const auto key = stream_key(seed, "init/" + name);
+  const GlobalIndex index(x, layout);
   auto* values = x.mutable_data_ptr<float>();
   at::parallel_for(0, x.numel(), 4096, [&](std::int64_t begin, std::int64_t end) {
-    for (std::int64_t i = begin; i < end; ++i) values[i] = static_cast<float>(draw(key, static_cast<std::uint64_t>(i)));
+    for (std::int64_t i = begin; i < end; ++i) values[i] = static_cast<float>(draw(key, static_cast<std::uint64_t>(index(i))));
   });
 }
 
 }  // namespace
 
-void init_normal_(const Tensor& x, std::uint64_t seed, const std::string& name, double std_dev) {
-  fill(x, seed, name, [std_dev](std::uint64_t key, std::uint64_t i) {
+void init_normal_(const Tensor& x, std::uint64_t seed, const std::string& name, double std_dev, const ParameterLayout& layout) {
+  fill(x, seed, name, layout, [std_dev](std::uint64_t key, std::uint64_t i) {
     const auto words = philox(key, i);
     return std_dev * box_muller(words[0], words[1])[0];
   });
 }
 
-void init_truncated_normal_(const Tensor& x, std::uint64_t seed, const std::string& name, double std_dev) {
-  fill(x, seed, name, [std_dev](std::uint64_t key, std::uint64_t i) {
+void init_truncated_normal_(const Tensor& x, std::uint64_t seed, const std::string& name, double std_dev, const ParameterLayout& layout) {
+  fill(x, seed, name, layout, [std_dev](std::uint64_t key, std::uint64_t i) {
     for (std::uint64_t attempt = 0;; ++attempt) {
       const auto words = philox(key, i, attempt);
       for (const std::size_t first : {std::size_t{0}, std::size_t{2}}) {
@@ -51,19 +52,21 @@ void init_truncated_normal_(const Tensor& x, std::uint64_t seed, const std::stri
   });
 }
 
-void init_uniform_(const Tensor& x, std::uint64_t seed, const std::string& name, double bound) {
-  fill(x, seed, name, [bound](std::uint64_t key, std::uint64_t i) { return bound * (2.0 * philox(key, i)[0] * 0x1p-32 - 1.0); });
+void init_uniform_(const Tensor& x, std::uint64_t seed, const std::string& name, double bound, const ParameterLayout& layout) {
+  fill(x, seed, name, layout, [bound](std::uint64_t key, std::uint64_t i) { return bound * (2.0 * philox(key, i)[0] * 0x1p-32 - 1.0); });
 }
 
-void init_xavier_uniform_(const Tensor& x, std::uint64_t seed, const std::string& name) {
+void init_xavier_uniform_(const Tensor& x, std::uint64_t seed, const std::string& name, const ParameterLayout& layout) {
   UQA_CHECK(x.dim() == 2, ErrorCode::kInternal, "initial weights of {}: Xavier's bound needs a matrix", name);
-  init_uniform_(x, seed, name, std::sqrt(6.0 / static_cast<double>(x.size(0) + x.size(1))));
+  const auto shape = global_shape_of(x, layout);
+  init_uniform_(x, seed, name, std::sqrt(6.0 / static_cast<double>(shape[0] + shape[1])), layout);
 }
 
-void init_linear_default_(const Tensor& weight, const Tensor& bias, std::uint64_t seed, const std::string& name) {
-  const double bound = 1 / std::sqrt(static_cast<double>(weight.size(1)));
-  init_uniform_(weight, seed, name + ".weight", bound);
-  if (bias.defined()) init_uniform_(bias, seed, name + ".bias", bound);
+void init_linear_default_(const Tensor& weight, const Tensor& bias, std::uint64_t seed, const std::string& name, const ParameterLayout& weight_layout,
+                          const ParameterLayout& bias_layout) {
+  const double bound = 1 / std::sqrt(static_cast<double>(global_shape_of(weight, weight_layout)[1]));
+  init_uniform_(weight, seed, name + ".weight", bound, weight_layout);
+  if (bias.defined()) init_uniform_(bias, seed, name + ".bias", bound, bias_layout);
 }
 
 }  // namespace uqa::models

@@ -47,6 +47,7 @@ struct AlignTask::Impl {
   double flops_per_token = 0, flops_per_interaction = 0;
 
   [[nodiscard]] bool bf16() const { return config.loop.train.dtype == "bf16"; }
+  void save_model(const fs::path& directory, const std::string& stage) const;
 
   void open() {
     UQA_CHECK(fs::is_directory(config.llm), ErrorCode::kConfig, "llm = {}, must be a Hugging Face directory; change --llm", config.llm);
@@ -263,8 +264,8 @@ void AlignTask::set_training(bool on) {
   s.users->encoder()->train(on && (!s.frozen.encoder || !s.config.encoder.eval_when_frozen));
 }
 
-void AlignTask::save_model(const fs::path& directory) const {
-  const auto& s = *impl_;
+void AlignTask::Impl::save_model(const fs::path& directory, const std::string& stage) const {
+  const auto& s = *this;
   std::map<std::string, Tensor> tensors;
   const auto add = [&](const std::string& prefix, const torch::nn::Module& module) {
     for (const auto& [name, tensor] : models::state_dict(module)) tensors[prefix + name] = tensor.detach();
@@ -272,7 +273,7 @@ void AlignTask::save_model(const fs::path& directory) const {
   for (const auto& [name, tensor] : s.llm->trainable_parameters()) tensors["llm." + name] = tensor.detach();
   Json json{{"format", "uqa.aligned"},
             {"version", 1},
-            {"stage", stage()},
+            {"stage", stage},
             {"preset", s.config.preset},
             {"prompt", s.config.prompt},
             {"prompt_options", to_json(s.questions->prompts().options())},
@@ -291,19 +292,24 @@ void AlignTask::save_model(const fs::path& directory) const {
                      {"lora_rank", s.config.lora.rank},
                      {"lora_alpha", s.config.lora.alpha}}}};
   if (s.soft) {
-    auto& users = *s.users;
-    for (const auto& [name, tensor] : users.adapter().stored()) tensors["adapter." + name] = tensor.detach();
-    if (!s.frozen.encoder) add("encoder.", *users.encoder());
+    for (const auto& [name, tensor] : users->adapter().stored()) tensors["adapter." + name] = tensor.detach();
+    if (!s.frozen.encoder) add("encoder.", *users->encoder());
     const at::NoGradGuard no_grad;
-    if (const auto average_KL = users.average_user(); average_KL.defined()) tensors["average_user"] = average_KL;
-    json["adapter"] = to_json(users.adapter().config());
+    if (const auto average_KL = users->average_user(); average_KL.defined()) tensors["average_user"] = average_KL;
+    json["adapter"] = to_json(users->adapter().config());
     json["encoder"] = {{"path", fs::absolute(s.config.encoder_run).string()},
-                       {"digest", users.encoder_digest()},
+                       {"digest", users->encoder_digest()},
                        {"trained", !s.frozen.encoder},
-                       {"model", to_json(users.encoder_config())}};
+                       {"model", to_json(users->encoder_config())}};
   }
   models::save_tensors(directory / "model.safetensors", tensors);
   write_file_atomic(directory / "model.json", json.dump(2) + "\n");
+}
+
+void AlignTask::save_model(const fs::path& directory, const comm::Mesh& mesh) const {
+  comm::run_agreed(mesh.world(), [&] {
+    if (mesh.world().rank() == 0) impl_->save_model(directory, stage());
+  });
 }
 
 Json AlignTask::describe() const {
@@ -314,7 +320,11 @@ Json AlignTask::describe() const {
   const auto num_train = count(s.questions->train());
   const auto rows = std::accumulate(s.rows_of_group.begin(), s.rows_of_group.end(), std::int64_t{0});
   std::map<std::string, std::int64_t> parameters;
-  for (const auto& [name, tensor] : this->parameters()) parameters[name.substr(0, name.find('.'))] += tensor.numel();
+  for (const auto& parameter : this->parameters()) {
+    std::int64_t elements = 1;
+    for (const auto extent : models::global_shape_of(parameter.tensor, parameter.layout)) elements *= extent;
+    parameters[parameter.name.substr(0, parameter.name.find('.'))] += elements;
+  }
   Json texts{{"cut", s.questions->chat_counts().cut}, {"answer_lost", s.questions->chat_counts().answer_lost}};
   return {{"data", {{"path", s.config.data}, {"digest", s.data.digest()}}},
           {"questions", {{"path", s.config.questions},

@@ -131,7 +131,7 @@ class AlignTask : public TrainingTask {
   /// encoder_s: time in the encoder; 0 where its states were computed once. Only for prompt "soft".
   [[nodiscard]] std::map<std::string, double> take_figures() override;
   void set_training(bool on) override;
-  void save_model(const fs::path& directory) const override;
+  void save_model(const fs::path& directory, const comm::Mesh& mesh) const override;
 
   /// Counts and sizes for run.json.
   [[nodiscard]] Json describe() const;

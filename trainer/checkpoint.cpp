@@ -3,8 +3,8 @@
 #include <algorithm>
 #include <charconv>
 #include <exception>
+#include <map>
 #include <numeric>
-#include <set>
 
 #include "core/hash.h"
 #include "core/log.h"
@@ -28,6 +28,42 @@ std::optional<std::int64_t> step_of(const std::string& name) {
   return step;
 }
 
+/// The ranges of every tensor on every rank, by rank and position in `tensors`. Collective where some tensor is cut.
+std::vector<std::vector<std::vector<models::SliceRange>>> exchange_ranges(const std::vector<NamedParameter>& tensors, const comm::Communicator& world) {
+  std::vector<std::vector<std::vector<models::SliceRange>>> held(static_cast<std::size_t>(world.size()), std::vector<std::vector<models::SliceRange>>(tensors.size()));
+  std::vector<std::int64_t> mine;  // of each cut tensor: number of ranges, then begin and length of each
+  for (const auto& parameter : tensors) {
+    if (!parameter.layout.sharded()) continue;
+    mine.push_back(static_cast<std::int64_t>(parameter.layout.ranges.size()));
+    for (const auto& range : parameter.layout.ranges) mine.insert(mine.end(), {range.begin, range.length});
+  }
+  if (mine.empty()) return held;
+  const Tensor all = comm::all_gather(at::tensor(mine, at::kLong), world).contiguous();
+  const auto* next = all.const_data_ptr<std::int64_t>();
+  for (auto& rank : held) {
+    for (std::size_t i = 0; i < tensors.size(); ++i) {
+      if (!tensors[i].layout.sharded()) continue;
+      rank[i].resize(static_cast<std::size_t>(*next++));
+      for (auto& range : rank[i]) {
+        range.begin = *next++;
+        range.length = *next++;
+      }
+    }
+  }
+  return held;
+}
+
+/// The part of `parameter` that is `range` of the whole, or all of it.
+Tensor held_part(const NamedParameter& parameter, const std::optional<models::SliceRange>& range) {
+  if (!range) return parameter.tensor.detach();
+  std::int64_t position = 0;
+  for (const auto& own : parameter.layout.ranges) {
+    if (own == *range) return parameter.tensor.detach().narrow(parameter.layout.dim, position, own.length);
+    position += own.length;
+  }
+  UQA_FAIL(ErrorCode::kInternal, "tensor {}: this rank does not hold positions [{}, {})", parameter.name, range->begin, range->begin + range->length);
+}
+
 fs::path staging_path(const fs::path& directory, std::int64_t step) { return checkpoint_path(directory, step).concat(".tmp"); }
 
 std::span<const std::byte> bytes_of(const Tensor& tensor) {
@@ -42,19 +78,51 @@ void remove_tree(const fs::path& path) {
 
 }  // namespace
 
-std::vector<int> assign_tensors(const std::vector<NamedParameter>& tensors, int num_ranks) {
-  std::vector<std::size_t> order(tensors.size());
-  std::iota(order.begin(), order.end(), std::size_t{0});
-  std::stable_sort(order.begin(), order.end(),
-                   [&](std::size_t a, std::size_t b) { return tensors[a].tensor.nbytes() > tensors[b].tensor.nbytes(); });
-  std::vector<std::size_t> load(static_cast<std::size_t>(num_ranks), 0);
-  std::vector<int> owner(tensors.size(), 0);
-  for (const std::size_t i : order) {
-    const auto least = std::min_element(load.begin(), load.end());
-    owner[i] = static_cast<int>(least - load.begin());
-    *least += tensors[i].tensor.nbytes();
+std::vector<StoredSlice> assign_slices(const std::vector<NamedParameter>& tensors,
+                                       const std::vector<std::vector<std::vector<models::SliceRange>>>& held) {
+  struct Candidate {
+    StoredSlice slice;
+    std::size_t bytes = 0;
+    std::vector<std::size_t> holders;
+  };
+  std::vector<Candidate> candidates;
+  std::vector<std::size_t> all_ranks(held.size());
+  std::iota(all_ranks.begin(), all_ranks.end(), std::size_t{0});
+  for (std::size_t i = 0; i < tensors.size(); ++i) {
+    const auto& [name, tensor, lr_scale, layout] = tensors[i];
+    if (!layout.sharded()) {
+      candidates.push_back({.slice = {.tensor = i}, .bytes = tensor.nbytes(), .holders = all_ranks});
+      continue;
+    }
+    const std::int64_t size = layout.global_shape[static_cast<std::size_t>(layout.dim)];
+    std::int64_t elements = 1;
+    for (const auto extent : layout.global_shape) elements *= extent;
+    const auto position_bytes = static_cast<std::size_t>(elements / std::max<std::int64_t>(1, size)) * tensor.element_size();
+    std::map<std::int64_t, Candidate> by_begin;
+    std::int64_t covered = 0;
+    for (const std::size_t rank : all_ranks) {
+      for (const auto& range : held[rank][i]) {
+        if (range.length == 0) continue;
+        auto [at, is_new] = by_begin.try_emplace(range.begin, Candidate{.slice = {.tensor = i, .range = range}, .bytes = 0, .holders = {}});
+        UQA_CHECK(at->second.slice.range == range, ErrorCode::kInternal, "tensor {}: ranks hold ranges that overlap at {}", name, range.begin);
+        if (is_new) covered += range.length;
+        at->second.bytes = static_cast<std::size_t>(range.length) * position_bytes;
+        at->second.holders.push_back(rank);
+      }
+    }
+    UQA_CHECK(covered == size, ErrorCode::kInternal, "tensor {}: slices of all ranks cover {} of {} positions of dimension {}", name, covered, size, layout.dim);
+    for (auto& [begin, candidate] : by_begin) candidates.push_back(std::move(candidate));
   }
-  return owner;
+  std::stable_sort(candidates.begin(), candidates.end(), [](const auto& a, const auto& b) { return a.bytes > b.bytes; });
+  std::vector<std::size_t> load(held.size(), 0);
+  std::vector<StoredSlice> stored;
+  for (auto& candidate : candidates) {
+    const auto least = *std::min_element(candidate.holders.begin(), candidate.holders.end(), [&](std::size_t a, std::size_t b) { return load[a] < load[b]; });
+    load[least] += candidate.bytes;
+    candidate.slice.rank = static_cast<int>(least);
+    stored.push_back(candidate.slice);
+  }
+  return stored;
 }
 
 struct CheckpointWriter::Pending {
@@ -91,10 +159,20 @@ void CheckpointWriter::start(std::int64_t step, const std::vector<NamedParameter
   auto pending = std::make_unique<Pending>();
   pending->manifest.step = step;
   pending->manifest.loop = loop;
-  const auto owner = assign_tensors(tensors, world_.size());
-  for (std::size_t i = 0; i < tensors.size(); ++i) {
-    pending->manifest.tensors[tensors[i].name] = whole_tensor_entry(tensors[i].tensor, owner[i]);
-    if (owner[i] == world_.rank()) pending->copies.push_back({tensors[i].name, tensors[i].tensor.detach().contiguous().clone()});
+  const auto stored = assign_slices(tensors, exchange_ranges(tensors, world_));
+  for (const auto& [tensor, range, rank] : stored) {
+    const auto& parameter = tensors[tensor];
+    auto& entry = pending->manifest.tensors[parameter.name];
+    entry.dtype = dtype_name(parameter.tensor);
+    entry.shape = models::global_shape_of(parameter.tensor, parameter.layout);
+    TensorSlice slice{.file = rank_file(rank), .key = parameter.name, .offset = std::vector<std::int64_t>(entry.shape.size(), 0), .shape = entry.shape};
+    if (range) {
+      slice.key = slice_key(parameter.name, range->begin);
+      slice.offset[static_cast<std::size_t>(parameter.layout.dim)] = range->begin;
+      slice.shape[static_cast<std::size_t>(parameter.layout.dim)] = range->length;
+    }
+    if (rank == world_.rank()) pending->copies.push_back({slice.key, held_part(parameter, range).contiguous().clone()});
+    entry.slices.push_back(std::move(slice));
   }
   const fs::path staging = staging_path(directory_, step);
   pending->thread = std::thread([p = pending.get(), staging, rank = world_.rank()] {
@@ -103,7 +181,7 @@ void CheckpointWriter::start(std::int64_t step, const std::vector<NamedParameter
       fs::create_directories(staging);
       if (!p->copies.empty()) {
         std::vector<format::TensorBytes> parts;
-        for (const auto& [name, tensor] : p->copies) {
+        for (const auto& [name, tensor, lr_scale, layout] : p->copies) {
           parts.push_back({name, dtype_name(tensor), tensor.sizes().vec(), bytes_of(tensor)});
         }
         const fs::path file = staging / rank_file(rank);
@@ -209,56 +287,6 @@ std::optional<std::int64_t> latest_checkpoint(const fs::path& directory) {
   const auto step = step_of(text);
   UQA_CHECK(step.has_value(), ErrorCode::kData, "{} holds '{}', must hold the name of a checkpoint such as step-100", path.string(), text);
   return step;
-}
-
-Json load_checkpoint(const fs::path& path, const std::vector<NamedParameter>& tensors, Coverage coverage) {
-  const at::NoGradGuard no_grad;
-  const Manifest manifest = Manifest::read(path / kManifestName);
-  const std::string what = (path / kManifestName).string();
-  std::set<std::string> wanted;
-  for (const auto& [name, tensor] : tensors) {
-    wanted.insert(name);
-    const auto at = manifest.tensors.find(name);
-    UQA_CHECK(at != manifest.tensors.end(), ErrorCode::kData, "{}: tensor {} is missing; the run has other parameters than the checkpoint",
-              what, name);
-    UQA_CHECK(at::IntArrayRef(at->second.shape) == tensor.sizes() && at->second.dtype == dtype_name(tensor), ErrorCode::kData,
-              "{}: tensor {} is {} {} in the checkpoint and {} {} in this run; use the settings that it was written with", what, name,
-              at->second.dtype, fmt::join(at->second.shape, " x "), dtype_name(tensor), fmt::join(tensor.sizes().vec(), " x "));
-  }
-  if (coverage == Coverage::kAll) {
-    for (const auto& [name, entry] : manifest.tensors) {
-      UQA_CHECK(wanted.contains(name), ErrorCode::kData, "{}: tensor {} is not part of this run; use the settings that it was written with",
-                what, name);
-    }
-  }
-  // Everything is checked before the first byte is copied: a failed load leaves the run as it was.
-  std::map<std::string, MappedFile> files;
-  std::map<std::string, format::SafetensorsHeader> headers;
-  for (const auto& [name, info] : manifest.files) {
-    MappedFile file(path / name);
-    const std::string file_path = (path / name).string();
-    UQA_CHECK(static_cast<std::int64_t>(file.bytes().size()) == info.size_bytes, ErrorCode::kData,
-              "{} has {} bytes, the manifest says {}; it was cut or replaced", file_path, file.bytes().size(), info.size_bytes);
-    UQA_CHECK(hash_hex(file.bytes()) == info.hash, ErrorCode::kData, "{} does not match its checksum in the manifest; it is corrupt", file_path);
-    headers.emplace(name, format::parse_safetensors(file.bytes(), file_path));
-    files.emplace(name, std::move(file));
-  }
-  for (const auto& [name, tensor] : tensors) check_slices(path, name, manifest.tensors.at(name), headers);
-  for (const auto& [name, tensor] : tensors) {
-    for (const auto& slice : manifest.tensors.at(name).slices) {
-      const auto& info = headers.at(slice.file).tensors.at(name);
-      Tensor target = tensor.detach();
-      for (std::size_t d = 0; d < slice.shape.size(); ++d) {
-        target = target.narrow(static_cast<std::int64_t>(d), slice.offset[d], slice.shape[d]);
-      }
-      // Data of a safetensors file lies at multiples of 8 at best: copied through memory of its own, which is aligned.
-      Tensor source = at::empty(slice.shape, target.options());
-      const auto bytes = files.at(slice.file).bytes().subspan(info.begin, info.end - info.begin);
-      std::copy(bytes.begin(), bytes.end(), static_cast<std::byte*>(source.mutable_data_ptr()));
-      target.copy_(source);
-    }
-  }
-  return manifest.loop;
 }
 
 }  // namespace uqa::trainer

@@ -22,12 +22,20 @@
 
 namespace uqa::trainer {
 
-/// Which rank stores each tensor: largest first, each to the rank with the fewest bytes so far (ties: the lowest rank). A pure
-/// function of names and sizes, equal on all ranks; the result is by position in `tensors`.
-[[nodiscard]] std::vector<int> assign_tensors(const std::vector<NamedParameter>& tensors, int num_ranks);
+/// A part of a tensor that goes into one file.
+struct StoredSlice {
+  std::size_t tensor = 0;                   ///< position in the list of tensors
+  std::optional<models::SliceRange> range;  ///< of the layout's dimension; nullopt: the whole, replicated tensor
+  int rank = 0;                             ///< in whose file it is stored
+};
+/// Which rank stores what: each distinct slice once, largest first, each by the rank with the fewest bytes so far among those that hold
+/// it (ties: the lowest). `held[r][i]` are the ranges of tensor i on rank r (of a replicated tensor: anything). A pure function,
+/// equal on all ranks. Error(kInternal) if the ranges do not cover a tensor.
+[[nodiscard]] std::vector<StoredSlice> assign_slices(const std::vector<NamedParameter>& tensors,
+                                                     const std::vector<std::vector<std::vector<models::SliceRange>>>& held);
 
-/// Writes checkpoints of tensors that every rank holds in full ("replicated"): each tensor goes to exactly one rank's file. One
-/// checkpoint is in flight at a time. All ranks call start() and commit() at the same steps.
+/// Writes checkpoints: each tensor, or each slice of one that is cut, goes to exactly one rank's file. One checkpoint is in flight at a
+/// time. All ranks call start() and commit() at the same steps.
 class CheckpointWriter {
  public:
   /// Collective: rank 0 removes what an interrupted run left half-written.
@@ -37,7 +45,7 @@ class CheckpointWriter {
   CheckpointWriter(const CheckpointWriter&) = delete;
   CheckpointWriter& operator=(const CheckpointWriter&) = delete;
 
-  /// Copies this rank's tensors and starts writing and syncing them. `loop` is stored in the manifest; its "best_step" (may be
+  /// Copies this rank's part and starts writing and syncing it. Collective where a tensor is cut (ranks tell each other their ranges). `loop` is stored in the manifest; its "best_step" (may be
   /// absent) is never removed. No checkpoint may be in flight.
   void start(std::int64_t step, const std::vector<NamedParameter>& tensors, const Json& loop);
   /// Between start() and commit().
@@ -71,8 +79,9 @@ enum class Coverage {
   kAll,     ///< the checkpoint must hold these tensors and no others
   kSubset,  ///< it may hold more (best weights without optimizer state)
 };
-/// Reads a checkpoint into `tensors` (in place) and returns the stored loop state. Local: every rank reads what it wants. Checks the manifest's
-/// checksum, every file's size and checksum, and every tensor's name and shape before anything is copied. Throws Error(kData) naming file and
+/// Reads a checkpoint into `tensors` (in place) and returns the stored loop state. Local: every rank reads what its layouts hold, whatever
+/// layout the checkpoint was written with. Checks the manifest's checksum, size and checksum of every file that it needs, and
+/// every tensor's name and global shape before anything is copied. Throws Error(kData) naming file and
 /// tensor, with both shapes if they differ.
 [[nodiscard]] Json load_checkpoint(const fs::path& path, const std::vector<NamedParameter>& tensors, Coverage coverage = Coverage::kAll);
 

@@ -15,9 +15,10 @@ namespace uqa::trainer {
 
 inline constexpr const char* kManifestName = "manifest.json";
 
-/// A box of a tensor: rows [offset[d], offset[d] + shape[d]) of every dimension d, stored under the tensor's name in `file`.
+/// A box of a tensor: positions [offset[d], offset[d] + shape[d]) of every dimension d, stored as tensor `key` in `file`.
 struct TensorSlice {
   std::string file;
+  std::string key;  ///< the tensor's name, or slice_key() where it is cut
   std::vector<std::int64_t> offset, shape;
 };
 struct TensorEntry {
@@ -43,10 +44,10 @@ struct Manifest {
 
 [[nodiscard]] std::string rank_file(int rank);                          ///< "rank-3.safetensors"
 [[nodiscard]] std::string dtype_name(const at::Tensor& tensor);         ///< "F32", "BF16", "I64"; others Error(kInternal)
-[[nodiscard]] TensorEntry whole_tensor_entry(const at::Tensor& tensor, int rank);  ///< one slice, in `rank`'s file
-/// Checks that the slices lie inside the tensor, cover as many elements as it has, and are in their files with their shape and dtype.
-/// Throws Error(kData) naming file and tensor.
-void check_slices(const fs::path& checkpoint, const std::string& name, const TensorEntry& entry,
+[[nodiscard]] std::string slice_key(const std::string& name, std::int64_t begin);  ///< "table@1024"
+/// Checks that the slices lie inside the tensor, cover as many elements as it has, are in listed files, and are in those of `headers` with
+/// their shape and dtype. Throws Error(kData) naming file and tensor.
+void check_slices(const fs::path& checkpoint, const std::string& name, const Manifest& manifest,
                   const std::map<std::string, format::SafetensorsHeader>& headers);
 
 }  // namespace uqa::trainer

@@ -3,6 +3,8 @@
 #include <torch/csrc/autograd/function_hook.h>
 #include <torch/csrc/autograd/variable.h>
 
+#include <algorithm>
+#include <array>
 #include <cmath>
 #include <unordered_set>
 
@@ -15,21 +17,40 @@ namespace {
 // Gradients begin at cache lines; the gap is zeros, so it adds nothing to sums and norms.
 constexpr std::int64_t kAlignElements = 16;
 
+using models::ShardAxis;
+constexpr std::size_t kNumAxes = 4;  // of ShardAxis
+std::size_t index_of(ShardAxis axis) { return static_cast<std::size_t>(axis); }
+
+std::vector<NamedParameter> replicated(const std::vector<Tensor>& tensors) {
+  std::vector<NamedParameter> parameters;
+  for (const Tensor& tensor : tensors) parameters.push_back({std::to_string(parameters.size()), tensor});
+  return parameters;
+}
+
 }  // namespace
+
+/// What happens to the gradients of each layout.
+struct GradReducer::Axes {
+  std::array<comm::Communicator, kNumAxes> sum;     ///< where gradients are summed
+  std::array<comm::Communicator, kNumAxes> slices;  ///< whose ranks hold the other slices
+};
 
 struct GradReducer::Bucket {
   Tensor flat;                          ///< float32 [elements]
   std::vector<std::size_t> parameters;  ///< indices
   std::size_t num_ready = 0;            ///< in the armed backward
+  comm::Communicator axis;              ///< where it is summed
   comm::Work work;
+  [[nodiscard]] bool ready() const { return axis.size() == 1 || num_ready == parameters.size(); }
 };
 
 struct GradReducer::State {
-  std::vector<Tensor> parameters;
+  std::vector<NamedParameter> parameters;
   std::vector<Tensor> views;  ///< gradient of each parameter
   std::vector<std::size_t> bucket_of;
   std::vector<Bucket> buckets;
-  comm::Communicator dp;
+  Axes axes;
+  bool any_sent = false;  ///< some bucket has an axis of more than one rank
   std::vector<char> ready;
   bool armed = false;
   std::size_t num_launched = 0;
@@ -42,21 +63,20 @@ struct GradReducer::State {
     UQA_CHECK(bucket_of[parameter] >= num_launched, ErrorCode::kInternal,
               "gradient of parameter {} was added to after its bucket was sent; do not arm() a backward that reaches a "
               "parameter twice",
-              parameter);
+              parameters[parameter].name);
     if (ready[parameter] == 0) {
       ready[parameter] = 1;
       ++bucket.num_ready;
     }
     const auto begin = Clock::now();
-    while (num_launched < buckets.size() && buckets[num_launched].num_ready == buckets[num_launched].parameters.size())
-      launch_next();
+    while (num_launched < buckets.size() && buckets[num_launched].ready()) launch_next();
     progress();
     exposed_s += seconds_since(begin);
   }
 
   void launch_next() {
     Bucket& bucket = buckets[num_launched++];
-    bucket.work = comm::all_reduce_async_(bucket.flat, comm::ReduceOp::kSum, dp);
+    bucket.work = comm::all_reduce_async_(bucket.flat, comm::ReduceOp::kSum, bucket.axis);
   }
 
   /// MPI moves only inside its calls.
@@ -76,52 +96,72 @@ class GradReducer::Hook : public torch::autograd::PostAccumulateGradHook {
   std::size_t parameter_;
 };
 
-GradReducer::GradReducer(std::vector<Tensor> parameters, comm::Communicator dp, std::int64_t bucket_bytes)
+GradReducer::GradReducer(const std::vector<NamedParameter>& parameters, const comm::Mesh& mesh, std::int64_t bucket_bytes)
+    : GradReducer(parameters,
+                  Axes{.sum = {mesh.dp(), mesh.dp(), mesh.table_replica(), comm::Communicator()},
+                       .slices = {comm::Communicator(), mesh.tp(), mesh.table(), mesh.dp()}},
+                  bucket_bytes) {}
+
+GradReducer::GradReducer(const std::vector<Tensor>& parameters, const comm::Communicator& dp, std::int64_t bucket_bytes)
+    : GradReducer(replicated(parameters), Axes{.sum = {dp, {}, {}, {}}, .slices = {}}, bucket_bytes) {}
+
+GradReducer::GradReducer(const std::vector<NamedParameter>& parameters, const Axes& axes, std::int64_t bucket_bytes)
     : state_(std::make_unique<State>()) {
   UQA_CHECK(bucket_bytes > 0, ErrorCode::kConfig, "parallel.bucket_bytes = {}, must be > 0; change it", bucket_bytes);
   State& state = *state_;
-  state.dp = std::move(dp);
-  state.parameters = std::move(parameters);
+  state.axes = axes;
+  state.parameters = parameters;
   state.views.resize(state.parameters.size());
   state.bucket_of.resize(state.parameters.size());
   state.ready.resize(state.parameters.size());
   std::unordered_set<const void*> seen;
   std::vector<std::int64_t> begins(state.parameters.size());
   std::vector<std::int64_t> sizes;  // elements of each bucket
+  std::array<std::size_t, kNumAxes> open{};  // the bucket that takes the next parameter of an axis, plus 1
   for (std::size_t i = state.parameters.size(); i-- > 0;) {
-    const Tensor& parameter = state.parameters[i];
+    const auto& [name, parameter, lr_scale, layout] = state.parameters[i];
     UQA_CHECK(parameter.defined() && parameter.is_leaf() && parameter.requires_grad() &&
                   parameter.scalar_type() == at::kFloat && parameter.is_contiguous() && parameter.device().is_cpu(),
               ErrorCode::kInternal,
-              "parameter {}: must be a contiguous float32 leaf on the CPU that requires a gradient", i);
+              "parameter {}: must be a contiguous float32 leaf on the CPU that requires a gradient", name);
+    UQA_CHECK(layout.axis != ShardAxis::kDp, ErrorCode::kInternal,
+              "parameter {}: is sharded over dp, which these buckets cannot sum; keep the parameter replicated", name);
+    models::check_layout(name, parameter, layout);
     UQA_CHECK(seen.insert(parameter.unsafeGetTensorImpl()).second, ErrorCode::kInternal,
-              "parameter {}: is given twice; give a shared one once", i);
+              "parameter {}: is given twice; give a shared one once", name);
     const std::int64_t elements = (parameter.numel() + kAlignElements - 1) / kAlignElements * kAlignElements;
-    const bool full =
-        sizes.empty() || (sizes.back() > 0 && (sizes.back() + elements) * std::int64_t{sizeof(float)} > bucket_bytes);
-    if (full) {
+    // Replicated and tp-sharded parameters are summed alike and share buckets.
+    const std::size_t axis = index_of(layout.axis == ShardAxis::kTp ? ShardAxis::kReplicated : layout.axis);
+    const auto would_have = [&] { return (sizes[open[axis] - 1] + elements) * std::int64_t{sizeof(float)}; };
+    if (open[axis] == 0 || (sizes[open[axis] - 1] > 0 && would_have() > bucket_bytes)) {
       sizes.push_back(0);
-      state.buckets.emplace_back();
+      state.buckets.emplace_back().axis = state.axes.sum[axis];
+      open[axis] = state.buckets.size();
     }
-    begins[i] = sizes.back();
-    sizes.back() += elements;
-    state.bucket_of[i] = state.buckets.size() - 1;
-    state.buckets.back().parameters.push_back(i);
+    const std::size_t bucket = open[axis] - 1;
+    begins[i] = sizes[bucket];
+    sizes[bucket] += elements;
+    state.bucket_of[i] = bucket;
+    state.buckets[bucket].parameters.push_back(i);
   }
   for (std::size_t b = 0; b < sizes.size(); ++b) state.buckets[b].flat = at::zeros({sizes[b]}, at::kFloat);
   for (std::size_t i = 0; i < state.parameters.size(); ++i) {
-    const Tensor& parameter = state.parameters[i];
-    state.views[i] =
-        state.buckets[state.bucket_of[i]].flat.narrow(0, begins[i], parameter.numel()).view(parameter.sizes());
+    const Tensor& parameter = state.parameters[i].tensor;
+    const Bucket& bucket = state.buckets[state.bucket_of[i]];
+    state.views[i] = bucket.flat.narrow(0, begins[i], parameter.numel()).view(parameter.sizes());
     parameter.mutable_grad() = state.views[i];
-    if (state.dp.size() > 1)
-      torch::autograd::impl::set_post_acc_grad_hooks(parameter, std::make_unique<Hook>(state_.get(), i));
+    if (bucket.axis.size() == 1) continue;
+    state.any_sent = true;
+    torch::autograd::impl::set_post_acc_grad_hooks(parameter, std::make_unique<Hook>(state_.get(), i));
   }
 }
 
 GradReducer::~GradReducer() {
-  if (state_->dp.size() == 1) return;
-  for (const Tensor& parameter : state_->parameters) torch::autograd::impl::set_post_acc_grad_hooks(parameter, nullptr);
+  if (!state_) return;
+  for (std::size_t i = 0; i < state_->parameters.size(); ++i) {
+    if (state_->buckets[state_->bucket_of[i]].axis.size() > 1)
+      torch::autograd::impl::set_post_acc_grad_hooks(state_->parameters[i].tensor, nullptr);
+  }
 }
 
 void GradReducer::begin_step() {
@@ -137,15 +177,16 @@ void GradReducer::begin_step() {
   state.exposed_s = 0;
 }
 
-void GradReducer::arm() { state_->armed = state_->dp.size() > 1; }
+void GradReducer::arm() { state_->armed = state_->any_sent; }
 
 double GradReducer::finish(double scale) {
   State& state = *state_;
   state.armed = false;
   for (std::size_t i = 0; i < state.parameters.size(); ++i) {
-    const Tensor& gradient = state.parameters[i].grad();
+    const Tensor& gradient = state.parameters[i].tensor.grad();
     UQA_CHECK(gradient.defined() && gradient.const_data_ptr() == state.views[i].const_data_ptr(), ErrorCode::kInternal,
-              "gradient of parameter {}: is no longer a view of its bucket; zero gradients with begin_step() only", i);
+              "gradient of parameter {}: is no longer a view of its bucket; zero gradients with begin_step() only",
+              state.parameters[i].name);
   }
   auto begin = Clock::now();
   while (state.num_launched < state.buckets.size()) state.launch_next();
@@ -163,13 +204,21 @@ double GradReducer::finish(double scale) {
 std::vector<Tensor> GradReducer::gradients() const { return state_->views; }
 
 double GradReducer::global_norm() const {
-  double squares = 0;
-  for (const Tensor& view : state_->views) {
+  const State& state = *state_;
+  std::array<double, kNumAxes> squares{};
+  std::array<bool, kNumAxes> present{};
+  for (std::size_t i = 0; i < state.views.size(); ++i) {
     // One parameter at a time, so that the sum does not depend on how the buckets were cut.
-    const double norm = at::linalg_vector_norm(view, 2, at::OptionalIntArrayRef{}, false, at::kDouble).item<double>();
-    squares += norm * norm;
+    const double norm = at::linalg_vector_norm(state.views[i], 2, at::OptionalIntArrayRef{}, false, at::kDouble).item<double>();
+    const auto& layout = state.parameters[i].layout;
+    squares[index_of(layout.axis)] += norm * norm / layout.copies;
+    present[index_of(layout.axis)] = true;
   }
-  return std::sqrt(squares);
+  double sum = 0;
+  for (std::size_t axis = 0; axis < kNumAxes; ++axis) {
+    if (present[axis]) sum += comm::sum_in_order(squares[axis], state.axes.slices[axis]);
+  }
+  return std::sqrt(sum);
 }
 
 std::int64_t GradReducer::num_buckets() const { return static_cast<std::int64_t>(state_->buckets.size()); }

@@ -58,9 +58,7 @@ void StepMeter::restore(const Json& state, const std::string& what) {
 }
 
 std::int64_t StepMeter::bytes_sent() const {
-  std::int64_t bytes = mesh_.world().bytes_sent();
-  if (&mesh_.dp().backend() != &mesh_.world().backend()) bytes += mesh_.dp().bytes_sent();
-  return bytes;
+  return mesh_.bytes_sent();
 }
 
 }  // namespace uqa::trainer

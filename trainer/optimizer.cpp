@@ -8,8 +8,9 @@ Optimizer::Optimizer(std::vector<NamedParameter> parameters, OptimConfig config)
   UQA_CHECK(!parameters_.empty(), ErrorCode::kConfig, "trained parameters = 0, at least one is required; freeze less");
   const bool adamw = config_.kind == "adamw";
   for (std::size_t i = 0; i < parameters_.size(); ++i) groups_[parameters_[i].lr_scale].push_back(i);
-  for (const auto& [name, tensor, lr_scale] : parameters_) {
+  for (const auto& [name, tensor, lr_scale, layout] : parameters_) {
     UQA_CHECK(lr_scale > 0, ErrorCode::kInternal, "parameter {}: lr_scale = {}, must be > 0", name, lr_scale);
+    models::check_layout(name, tensor, layout);
     UQA_CHECK(tensor.scalar_type() == at::kFloat && tensor.is_contiguous() && tensor.requires_grad(), ErrorCode::kInternal,
               "parameter {}: dtype {}, contiguous {}, requires_grad {}; must be a contiguous float32 leaf", name,
               c10::toString(tensor.scalar_type()), tensor.is_contiguous(), tensor.requires_grad());
@@ -65,8 +66,8 @@ void Optimizer::set_updates(std::int64_t updates) { updates_ = updates; }
 std::vector<NamedParameter> Optimizer::state() const {
   std::vector<NamedParameter> all;
   for (std::size_t i = 0; i < first_.size(); ++i) {
-    all.push_back({"optim.exp_avg." + parameters_[i].name, first_[i]});
-    all.push_back({"optim.exp_avg_sq." + parameters_[i].name, second_[i]});
+    all.push_back({"optim.exp_avg." + parameters_[i].name, first_[i], 1, parameters_[i].layout});
+    all.push_back({"optim.exp_avg_sq." + parameters_[i].name, second_[i], 1, parameters_[i].layout});
   }
   return all;
 }

@@ -26,7 +26,7 @@ class Optimizer {
   /// Updates done so far.
   [[nodiscard]] std::int64_t updates() const { return updates_; }
   void set_updates(std::int64_t updates);
-  /// "optim.exp_avg.<parameter>", "optim.exp_avg_sq.<parameter>", sharing memory; empty for sgd.
+  /// "optim.exp_avg.<parameter>", "optim.exp_avg_sq.<parameter>", sharing memory, each laid out as its parameter; empty for sgd.
   [[nodiscard]] std::vector<NamedParameter> state() const;
 
  private:

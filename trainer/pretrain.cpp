@@ -50,7 +50,7 @@ struct PretrainTask::Impl {
   }
 };
 
-PretrainTask::PretrainTask(PretrainConfig config) : impl_(std::make_unique<Impl>()) {
+PretrainTask::PretrainTask(PretrainConfig config, const comm::Mesh& /*mesh*/) : impl_(std::make_unique<Impl>()) {
   config.validate();
   auto& s = *impl_;
   s.config = std::move(config);
@@ -69,6 +69,8 @@ PretrainTask::PretrainTask(PretrainConfig config) : impl_(std::make_unique<Impl>
   for (const auto& span : s.splits.train) rows += static_cast<double>(span.end - span.begin - 1);
   s.mean_length = rows / static_cast<double>(std::max<std::size_t>(s.splits.train.size(), 1));
 }
+
+PretrainTask::PretrainTask(PretrainConfig config) : PretrainTask(std::move(config), comm::Mesh(comm::Communicator(), 0, 1)) {}
 
 PretrainTask::~PretrainTask() = default;
 
@@ -165,9 +167,8 @@ double PretrainTask::flops(std::int64_t num_interactions, std::int64_t /*num_tok
 
 void PretrainTask::set_training(bool on) { impl_->model->train(on); }
 
-void PretrainTask::save_model(const fs::path& directory) const {
+void PretrainTask::save_model(const fs::path& directory, const comm::Mesh& mesh) const {
   const auto& s = *impl_;
-  models::save_tensors(directory / "model.safetensors", models::state_dict(*s.model));
   const Json json{{"format", "uqa.user_model"},
                   {"version", 1},
                   {"stage", stage()},
@@ -176,7 +177,11 @@ void PretrainTask::save_model(const fs::path& directory) const {
                   {"data_digest", s.data.digest()},
                   {"split", s.config.split},
                   {"preset", s.config.preset}};
-  write_file_atomic(directory / "model.json", json.dump(2) + "\n");
+  comm::run_agreed(mesh.world(), [&] {
+    if (mesh.world().rank() != 0) return;
+    models::save_tensors(directory / "model.safetensors", models::state_dict(*s.model));
+    write_file_atomic(directory / "model.json", json.dump(2) + "\n");
+  });
 }
 
 const data::Dataset& PretrainTask::dataset() const { return impl_->data; }
@@ -188,7 +193,7 @@ Deviations PretrainTask::deviations() const { return pretrain_deviations(impl_->
 Json run_pretrain(const PretrainConfig& config, const comm::Mesh& mesh, RunDirectory& run) {
   const auto& world = mesh.world();
   std::unique_ptr<PretrainTask> task;
-  comm::run_agreed(world, [&] { task = std::make_unique<PretrainTask>(config); });
+  comm::run_agreed(world, [&] { task = std::make_unique<PretrainTask>(config, mesh); });
   set_num_threads(config.loop.train.num_threads, world);
   const auto& splits = task->splits();
   Json info = describe_run(mesh);

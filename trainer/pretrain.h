@@ -88,8 +88,10 @@ struct PretrainConfig {
 /// Next-item pre-training as a task of the shared loop.
 class PretrainTask : public TrainingTask {
  public:
-  /// Opens the data set, makes the splits and the model with its initial weights: the same on every rank.
-  explicit PretrainTask(PretrainConfig config);
+  /// Opens the data set, makes the splits and this rank's part of the model with its initial weights, which do not depend on the
+  /// mesh. Local; `mesh` is the one that will train.
+  PretrainTask(PretrainConfig config, const comm::Mesh& mesh);
+  explicit PretrainTask(PretrainConfig config);  ///< on one rank
   ~PretrainTask() override;
 
   [[nodiscard]] std::string stage() const override { return "pretrain"; }
@@ -101,7 +103,7 @@ class PretrainTask : public TrainingTask {
   [[nodiscard]] std::optional<Validation> validate(const comm::Mesh& mesh) override;
   [[nodiscard]] double flops(std::int64_t num_interactions, std::int64_t num_tokens, std::int64_t num_labels) const override;
   void set_training(bool on) override;
-  void save_model(const fs::path& directory) const override;
+  void save_model(const fs::path& directory, const comm::Mesh& mesh) const override;
 
   /// Full-catalogue Recall and NDCG at 1, 5, 10, 20, 50, 100 of the test targets, and their loss_nats (held_out_loss); nullopt when the split
   /// has none. Collective.

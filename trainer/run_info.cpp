@@ -63,7 +63,7 @@ Json describe_run(const comm::Mesh& mesh) {
                   {"device", "cpu"},
                   {"host_cores", host_cores()},
                   {"threads_per_rank", at::get_num_threads()},
-                  {"mesh", {{"world", world.size()}, {"dp", mesh.dp().size()}, {"tp", mesh.tp().size()}}}};
+                  {"mesh", {{"world", world.size()}, {"dp", mesh.dp().size()}, {"tp", mesh.tp().size()}, {"table_group", mesh.table().size()}}}};
   return parse_json(comm::broadcast_text(here.dump(), 0, world), "run description of rank 0");
 }
 

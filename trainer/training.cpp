@@ -25,12 +25,6 @@ std::vector<NamedParameter> model_tensors(const TrainingTask& task) {
   return tensors;
 }
 
-std::vector<Tensor> tensors_of(const std::vector<NamedParameter>& parameters) {
-  std::vector<Tensor> tensors;
-  for (const auto& parameter : parameters) tensors.push_back(parameter.tensor);
-  return tensors;
-}
-
 /// One run of the loop. Every member function is called by every rank at the same step, in the same order.
 class Loop {
  public:
@@ -44,7 +38,7 @@ class Loop {
         steps_per_epoch_(data::batches_per_epoch(num_samples_, config.batch.global_users)),
         num_steps_(config.train.epochs * steps_per_epoch_),
         optimizer_(task.parameters(), config.optim),
-        reducer_(tensors_of(task.parameters()), mesh.dp(), static_cast<std::int64_t>(config.parallel.bucket_bytes)),
+        reducer_(task.parameters(), mesh, static_cast<std::int64_t>(config.parallel.bucket_bytes)),
         writer_(run.checkpoints(), mesh.world(), config.checkpoint.keep),
         meter_(mesh) {
     if (config.train.max_steps > 0) num_steps_ = std::min(num_steps_, config.train.max_steps);
@@ -295,8 +289,8 @@ class Loop {
         static_cast<void>(load_checkpoint(checkpoint_path(run_.checkpoints(), result_.best_step), model_tensors(task_), Coverage::kSubset));
       }
       task_.set_training(false);
-      if (run_.writer()) task_.save_model(run_.path());
     });
+    task_.save_model(run_.path(), mesh_);
   }
 
   [[nodiscard]] std::string note() const {

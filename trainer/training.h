@@ -16,17 +16,12 @@
 #include "comm/communicator.h"
 #include "models/packed.h"
 #include "trainer/config.h"
+#include "trainer/parameter.h"
 #include "trainer/run_directory.h"
 
 namespace uqa::trainer {
 
 using at::Tensor;
-
-struct NamedParameter {
-  std::string name;
-  Tensor tensor;  ///< float32, contiguous, requires_grad
-  double lr_scale = 1;  ///< factor of the learning rate
-};
 
 /// What one rank holds of one global batch. Made on a loader thread.
 class TaskBatch {
@@ -49,7 +44,7 @@ class TrainingTask {
  public:
   virtual ~TrainingTask() = default;
   [[nodiscard]] virtual std::string stage() const = 0;                   ///< "pretrain", "align": names progress and records
-  /// Trained parameters in one fixed order, equal on all ranks.
+  /// Trained parameters in one fixed order; names, order and layouts (but for the ranges) are equal on all ranks.
   [[nodiscard]] virtual std::vector<NamedParameter> parameters() const = 0;
   [[nodiscard]] virtual std::int64_t num_samples() const = 0;            ///< samples of one epoch, over all ranks; > 0
   [[nodiscard]] virtual std::int64_t cost(std::int64_t sample) const = 0;///< relative work of a sample: balances ranks
@@ -66,9 +61,10 @@ class TrainingTask {
   [[nodiscard]] virtual std::map<std::string, double> take_figures() { return {}; }
   /// Train or eval mode of all modules.
   virtual void set_training(bool on) = 0;
-  /// Writes what later stages read (weights and how to rebuild the model) into the run directory. Rank 0 only, after training, with
-  /// the best weights loaded; files are written atomically. Called again when a finished run is started once more.
-  virtual void save_model(const fs::path& directory) const = 0;
+  /// Writes what later stages read (whole weights and how to rebuild the model) into the run directory, after training, with the
+  /// best weights loaded; files are written atomically, by rank 0. Called again when a finished run is started once more. Collective over
+  /// mesh.world(); errors are agreed.
+  virtual void save_model(const fs::path& directory, const comm::Mesh& mesh) const = 0;
 };
 
 struct TrainingResult {

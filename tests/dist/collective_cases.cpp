@@ -301,6 +301,33 @@ void mesh_has_tp_innermost(const Communicator& comm) {
   EXPECT_EQ(agreed_error([&] { const comm::Mesh mesh(comm, 1, 0); }).first, ErrorCode::kConfig);
 }
 
+void mesh_has_table_groups_of_consecutive_ranks(const Communicator& comm) {
+  const int n = comm.size();
+  for (const int tp : {1, 2}) {
+    if (n % tp != 0) continue;
+    EXPECT_EQ(comm::Mesh(comm, 0, tp).table().size(), n) << "the whole world by default";
+    for (int group = tp; group <= n; group += tp) {
+      if (n % group != 0) continue;
+      const comm::Mesh mesh(comm, 0, tp, group);
+      EXPECT_EQ(mesh.table().size(), group);
+      EXPECT_EQ(mesh.table().rank(), comm.rank() % group);
+      EXPECT_EQ(mesh.table_replica().size(), n / group);
+      EXPECT_EQ(mesh.table_replica().rank(), comm.rank() / group);
+      EXPECT_EQ(comm::all_reduce(std::int64_t{comm.rank()}, ReduceOp::kMin, mesh.table()), comm.rank() / group * group);
+      const auto before = mesh.bytes_sent();
+      (void)comm::all_gather(at::zeros({4}), mesh.table());
+      EXPECT_EQ(mesh.bytes_sent() - before, 16 * (group - 1)) << "bytes of every axis are counted";
+    }
+  }
+  const auto [code, text] = agreed_error([&] { const comm::Mesh mesh(comm, 0, 1, n + 1); });
+  EXPECT_EQ(code, ErrorCode::kConfig);
+  for (const auto& named : {fmt::format("parallel.table_group = {}", n + 1), fmt::format("world size {}", n), std::string("parallel.tp = 1")}) {
+    EXPECT_NE(text.find(named), std::string::npos) << text;
+  }
+  if (n % 2 == 0) EXPECT_EQ(agreed_error([&] { const comm::Mesh mesh(comm, 0, 2, 1); }).first, ErrorCode::kConfig) << "splits a tp group";
+  EXPECT_EQ(agreed_error([&] { const comm::Mesh mesh(comm, 0, 1, -1); }).first, ErrorCode::kConfig);
+}
+
 void errors_are_agreed(const Communicator& comm) {
   const int last = comm.size() - 1;
   const std::string prefix = comm.size() == 1 ? "" : fmt::format("rank {}: ", last);
@@ -380,6 +407,7 @@ const std::vector<CollectiveCase>& collective_cases() {
       {"Integers", integers},
       {"SplitMakesOrderedGroups", split_makes_ordered_groups},
       {"MeshHasTpInnermost", mesh_has_tp_innermost},
+      {"MeshHasTableGroupsOfConsecutiveRanks", mesh_has_table_groups_of_consecutive_ranks},
       {"ErrorsAreAgreed", errors_are_agreed},
       {"BytesSentFollowTheFormulas", bytes_sent_follow_the_formulas},
   };

@@ -5,6 +5,7 @@
 #include <torch/csrc/autograd/variable.h>
 
 #include <algorithm>
+#include <bit>
 #include <cmath>
 
 #include "tests/dist/dist_world.h"
@@ -73,6 +74,61 @@ TEST(GradReducer, GivesTheSumOverAllShardsForAnyBucketSize) {
     }
     const Tensor norms = comm::all_gather(at::full({1}, reducer.global_norm(), at::kFloat), world);
     EXPECT_TRUE(at::equal(norms, norms[0].expand_as(norms))) << "one norm on all ranks";
+  }
+}
+
+TEST(GradReducer, SumsEachLayoutOverItsOwnAxisAndCountsSlicesOnceInTheNorm) {
+  const auto& world = dist_world();
+  const int n = world.size();
+  for (const int tp : {1, 2}) {
+    for (const int table_group : {0, tp, 1}) {
+      if (n % tp != 0 || table_group % tp != 0) continue;
+      const comm::Mesh mesh(world, 0, tp, table_group);
+      const auto values = [](std::int64_t rows, std::int64_t columns) { return at::sin(at::arange(rows * columns, at::kFloat)).view({rows, columns}); };
+      const auto whole = values(5, 2), by_tp = values(6, 4), columns_by_tp = values(3, 4), table = values(7, 3), copied = values(2, 2);
+      // The gradient of sum(c * w) is c: whole ones and those cut over tp get (dp rank + 1) x values, the table (group + 1) x its rows.
+      const double dp_factor = mesh.dp().rank() + 1, group_factor = mesh.table_replica().rank() + 1;
+      const auto slice = [](const Tensor& all, models::ShardAxis axis, std::int64_t dim, const comm::Communicator& comm) {
+        const auto range = models::even_range(all.size(dim), comm.rank(), comm.size());
+        return std::pair{all.narrow(dim, range.begin, range.length).contiguous(), models::sliced(axis, all.sizes().vec(), dim, range)};
+      };
+      std::vector<NamedParameter> parameters;
+      std::vector<Tensor> contributions, wants;
+      const auto add = [&](const Tensor& part, models::ParameterLayout layout, double factor, double factors) {
+        parameters.push_back({std::to_string(parameters.size()), at::zeros_like(part).requires_grad_(true), 1, std::move(layout)});
+        contributions.push_back(part * factor);
+        wants.push_back(part * factors * 0.5);
+      };
+      const double dp_sum = mesh.dp().size() * (mesh.dp().size() + 1) / 2.0, group_sum = mesh.table_replica().size() * (mesh.table_replica().size() + 1) / 2.0;
+      const auto [rows_part, rows_layout] = slice(by_tp, models::ShardAxis::kTp, 0, mesh.tp());
+      const auto [columns_part, columns_layout] = slice(columns_by_tp, models::ShardAxis::kTp, 1, mesh.tp());
+      const auto [table_part, table_layout] = slice(table, models::ShardAxis::kTable, 0, mesh.table());
+      auto copied_layout = models::sliced(models::ShardAxis::kTp, {2, 2}, 0, {0, 2});
+      copied_layout.copies = mesh.tp().size();
+      add(table_part, table_layout, group_factor, group_sum);
+      add(whole, {}, dp_factor, dp_sum);
+      add(rows_part, rows_layout, dp_factor, dp_sum);
+      add(columns_part, columns_layout, dp_factor, dp_sum);
+      add(copied, copied_layout, dp_factor, dp_sum);
+      const double squares = 0.25 * (group_sum * group_sum * table.square().sum().item<double>() +
+                                     dp_sum * dp_sum * (whole.square().sum() + by_tp.square().sum() + columns_by_tp.square().sum() + copied.square().sum()).item<double>());
+      for (const auto bucket_bytes : {kOnePerBucket, std::int64_t{200}, kAllInOne}) {
+        GradReducer reducer(parameters, mesh, bucket_bytes);
+        for (int step = 0; step < 2; ++step) {
+          reducer.begin_step();
+          reducer.arm();
+          Tensor loss = at::zeros({});
+          for (std::size_t i = 0; i < parameters.size(); ++i) loss = loss + (parameters[i].tensor * contributions[i]).sum();
+          loss.backward();
+          static_cast<void>(reducer.finish(0.5));
+          for (std::size_t i = 0; i < wants.size(); ++i) EXPECT_TRUE(at::allclose(reducer.gradients()[i], wants[i], 1e-5, 1e-6)) << "parameter " << i;
+        }
+        const double norm = reducer.global_norm();
+        EXPECT_NEAR(norm, std::sqrt(squares), 1e-5 * std::sqrt(squares));
+        const Tensor bits = comm::all_gather(at::full({1}, std::bit_cast<std::int64_t>(norm), at::kLong), world);
+        EXPECT_TRUE(at::equal(bits, bits[0].expand_as(bits))) << "one norm on all ranks";
+      }
+    }
   }
 }
 
@@ -193,6 +249,11 @@ TEST(GradReducer, RefusesParametersThatItCannotHold) {
   refused({at::ones({2}, at::kBFloat16).requires_grad_(true)}, kAllInOne);
   refused({at::ones({2, 3}).t().detach().requires_grad_(true)}, kAllInOne);
   refused({good}, 0);
+  const comm::Mesh mesh(world, 0, 1);
+  const auto over_dp = models::sliced(models::ShardAxis::kDp, {2 * world.size(), 3}, 0, {2 * world.rank(), 2});
+  EXPECT_THROW(GradReducer({NamedParameter{"w", good, 1, over_dp}}, mesh, kAllInOne), Error);
+  const auto of_another_shape = models::sliced(models::ShardAxis::kTable, {4, 4}, 0, {0, 2});
+  EXPECT_THROW(GradReducer({NamedParameter{"w", good, 1, of_another_shape}}, mesh, kAllInOne), Error);
 }
 
 }  // namespace

@@ -44,7 +44,8 @@ struct Trained {
 
 /// Trains on `world` in `path`.
 Trained train(const PretrainConfig& config, const comm::Communicator& world, const fs::path& path) {
-  PretrainTask task(config);
+  const comm::Mesh mesh(world, 0, 1);
+  PretrainTask task(config, mesh);
   Trained trained;
   const bool writer = world.rank() == 0;
   std::optional<RunDirectory> run;
@@ -52,7 +53,7 @@ Trained train(const PretrainConfig& config, const comm::Communicator& world, con
     if (writer) run.emplace(path, "pretrain", "x", false, true);
   });
   if (!writer) run.emplace(path, "pretrain", "x", false, false);
-  trained.result = run_training(task, config.loop, comm::Mesh(world, 0, 1), *run);
+  trained.result = run_training(task, config.loop, mesh, *run);
   for (const auto& p : task.parameters()) {
     trained.weights[p.name] = p.tensor.detach().clone();
     trained.gradients[p.name] = p.tensor.grad().clone();

@@ -84,9 +84,15 @@ TEST(Checkpoint, OfThreeRanksLoadsOnOne) {
 TEST(Checkpoint, GivesEveryTensorToExactlyOneRankAndBalancesBytes) {
   std::vector<NamedParameter> tensors;
   for (std::int64_t i = 1; i <= 20; ++i) tensors.push_back({fmt::format("t{}", i), at::zeros({i * 10})});
-  const auto owner = assign_tensors(tensors, 3);
+  const auto stored = assign_slices(tensors, std::vector<std::vector<std::vector<models::SliceRange>>>(3));
   std::vector<std::int64_t> bytes(3, 0);
-  for (std::size_t i = 0; i < tensors.size(); ++i) bytes.at(static_cast<std::size_t>(owner[i])) += static_cast<std::int64_t>(tensors[i].tensor.nbytes());
+  std::set<std::size_t> seen;
+  for (const auto& slice : stored) {
+    bytes.at(static_cast<std::size_t>(slice.rank)) += static_cast<std::int64_t>(tensors[slice.tensor].tensor.nbytes());
+    EXPECT_FALSE(slice.range.has_value());
+    EXPECT_TRUE(seen.insert(slice.tensor).second);
+  }
+  EXPECT_EQ(seen.size(), tensors.size());
   for (const auto b : bytes) EXPECT_NEAR(static_cast<double>(b), 2100.0 * 4 / 3, 80);
 }
 
@@ -170,7 +176,7 @@ TEST(Checkpoint, StoredInSlicesIsPutTogether) {
     models::save_tensors(path / rank_file(rank), {{"table", whole.narrow(0, begin, rows)}});
     const std::string bytes = read_file(path / rank_file(rank));
     manifest.files[rank_file(rank)] = {.hash = hash_hex(bytes), .size_bytes = static_cast<std::int64_t>(bytes.size())};
-    entry.slices.push_back({.file = rank_file(rank), .offset = {begin, 0}, .shape = {rows, 2}});
+    entry.slices.push_back({.file = rank_file(rank), .key = "table", .offset = {begin, 0}, .shape = {rows, 2}});
   }
   manifest.tensors["table"] = entry;
   write_file_atomic(path / kManifestName, manifest.to_text());
@@ -181,6 +187,84 @@ TEST(Checkpoint, StoredInSlicesIsPutTogether) {
   manifest.tensors["table"].slices.pop_back();
   write_file_atomic(path / kManifestName, manifest.to_text());
   EXPECT_NE(load_error(path, {{"table", into}}).find("cover 8 of 12"), std::string::npos);
+}
+
+// Layouts of the tests below: the whole tensor holds its own row-major index.
+enum class Cut { kWhole, kRows, kColumns, kStackedRows };
+constexpr std::int64_t kRows = 6, kColumns = 5;
+
+/// This rank's part of a [6, 5] tensor over `ranks` ranks. kStackedRows cuts each half of the rows, as a stacked weight is.
+NamedParameter part_of_table(Cut cut, int rank, int ranks, const Tensor& whole) {
+  using models::even_range;
+  const std::vector<std::int64_t> shape{kRows, kColumns};
+  if (cut == Cut::kWhole) return {"table", whole.clone()};
+  auto layout = models::sliced(models::ShardAxis::kTable, shape, cut == Cut::kColumns ? 1 : 0, even_range(cut == Cut::kColumns ? kColumns : kRows, rank, ranks));
+  if (cut == Cut::kStackedRows) {
+    const auto half = even_range(kRows / 2, rank, ranks);
+    layout.ranges = {half, {.begin = kRows / 2 + half.begin, .length = half.length}};
+  }
+  std::vector<Tensor> pieces;
+  for (const auto& range : layout.ranges) pieces.push_back(whole.narrow(layout.dim, range.begin, range.length));
+  return {"table", at::cat(pieces, layout.dim).contiguous(), 1, layout};
+}
+
+TEST(Checkpoint, OfAnyLayoutLoadsAtAnyOther) {
+  const auto whole = at::arange(kRows * kColumns, at::kFloat).view({kRows, kColumns}), small = at::arange(3, at::kFloat);
+  for (const Cut from : {Cut::kWhole, Cut::kRows, Cut::kColumns, Cut::kStackedRows}) {
+    for (const int writers : {1, 2, 4, 7}) {  // 7: more ranks than rows or columns
+      const TemporaryDirectory dir("checkpoint_reshard");
+      comm::run_ranks(writers, [&](const comm::Communicator& comm) {
+        CheckpointWriter writer(dir.path(), comm, 2);
+        writer.start(1, {part_of_table(from, comm.rank(), writers, whole), {"small", small}}, Json::object());
+        writer.commit();
+      });
+      for (const Cut to : {Cut::kWhole, Cut::kRows, Cut::kColumns, Cut::kStackedRows}) {
+        for (const int readers : {1, 2, 3, 7}) {
+          for (int rank = 0; rank < readers; ++rank) {
+            const auto into = part_of_table(to, rank, readers, at::full_like(whole, -1)), want = part_of_table(to, rank, readers, whole);
+            const auto small_into = at::zeros({3});
+            (void)load_checkpoint(checkpoint_path(dir.path(), 1), {into, {"small", small_into}});
+            EXPECT_TRUE(at::equal(into.tensor, want.tensor)) << static_cast<int>(from) << " of " << writers << " to " << static_cast<int>(to) << " of " << readers;
+            EXPECT_TRUE(at::equal(small_into, small));
+          }
+        }
+      }
+    }
+  }
+}
+
+TEST(Checkpoint, StoresASliceOnceAndSpreadsCopies) {
+  // Two groups of two ranks hold the same halves: each half goes to one of its two holders, and the small tensors to the others.
+  const std::vector<NamedParameter> tensors{{"table", at::zeros({3, 5}), 1, models::sliced(models::ShardAxis::kTable, {6, 5}, 0, {0, 3})}, {"a", at::zeros({4})},
+                                            {"b", at::zeros({4})}};
+  std::vector<std::vector<std::vector<models::SliceRange>>> held(4, std::vector<std::vector<models::SliceRange>>(3));
+  for (std::size_t rank = 0; rank < 4; ++rank) held[rank][0] = {{.begin = rank % 2 == 0 ? 0 : 3, .length = 3}};
+  const auto stored = assign_slices(tensors, held);
+  ASSERT_EQ(stored.size(), 4U);
+  EXPECT_EQ(stored[0].rank, 0);
+  EXPECT_EQ(stored[1].rank, 1);
+  EXPECT_EQ((std::set<int>{stored[2].rank, stored[3].rank}), (std::set<int>{2, 3}));
+
+  held[1][0] = {{.begin = 4, .length = 2}};
+  held[3][0] = {{.begin = 4, .length = 2}};
+  EXPECT_THROW((void)assign_slices(tensors, held), Error) << "row 3 is nobody's";
+}
+
+TEST(Checkpoint, ReadsOnlyTheFilesThatItNeeds) {
+  const TemporaryDirectory dir("checkpoint_needed");
+  const auto whole = at::arange(kRows * kColumns, at::kFloat).view({kRows, kColumns});
+  comm::run_ranks(2, [&](const comm::Communicator& comm) {
+    CheckpointWriter writer(dir.path(), comm, 2);
+    writer.start(1, {part_of_table(Cut::kRows, comm.rank(), 2, whole)}, Json::object());
+    writer.commit();
+  });
+  const fs::path path = checkpoint_path(dir.path(), 1);
+  fs::remove(path / "rank-1.safetensors");
+  const auto first = part_of_table(Cut::kRows, 0, 2, at::zeros_like(whole));
+  EXPECT_EQ(load_error(path, {first}), "");
+  EXPECT_TRUE(at::equal(first.tensor, whole.narrow(0, 0, 3)));
+  EXPECT_NE(load_error(path, {part_of_table(Cut::kRows, 1, 2, whole)}).find("rank-1.safetensors"), std::string::npos);
+  EXPECT_NE(load_error(path, {part_of_table(Cut::kColumns, 0, 2, whole)}).find("rank-1.safetensors"), std::string::npos);
 }
 
 rlimit file_limit(rlim_t bytes) { return {.rlim_cur = bytes, .rlim_max = bytes}; }

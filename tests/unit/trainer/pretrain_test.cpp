@@ -57,7 +57,7 @@ TEST_P(Pretrain, LearnsThePatternAndLeavesAModelThatLoads) {
   auto loaded = load_user_model(path);
   EXPECT_FALSE(loaded.model->is_training());
   EXPECT_EQ(loaded.config.hidden, 16);
-  const PretrainTask task(config);
+  const PretrainTask task(config, one_rank());
   EXPECT_EQ(loaded.info["data_digest"], task.dataset().digest());
   const auto again = evaluate_next_item(*loaded.model, task.dataset(), task.splits().test, {}, {.batch_users = 5});
   EXPECT_EQ(again.values.at("NDCG@10"), result["test"]["NDCG@10"].get<double>()) << "the best weights were saved";
@@ -68,7 +68,7 @@ struct Killed {};
 /// Dies like a killed process at one step, after the checkpoint of step 5 is on disk.
 class MortalTask : public PretrainTask {
  public:
-  MortalTask(PretrainConfig config, fs::path checkpoints) : PretrainTask(std::move(config)), checkpoints_(std::move(checkpoints)) {}
+  MortalTask(PretrainConfig config, fs::path checkpoints) : PretrainTask(std::move(config), one_rank()), checkpoints_(std::move(checkpoints)) {}
   [[nodiscard]] Tensor loss_sum(const TaskBatch& batch, std::int64_t micro, const models::DropoutContext& context) override {
     if (context.step == 5) {
       const fs::path committed = checkpoint_path(checkpoints_, 5);
@@ -96,13 +96,13 @@ TEST_P(Pretrain, TenStepsEqualFiveACheckpointAKillAndFiveMore) {
     RunDirectory run(dir.path() / name, "pretrain", "x", false, true);
     return run_training(task, config.loop, one_rank(), run);
   };
-  PretrainTask whole(config);
+  PretrainTask whole(config, one_rank());
   const auto expected = train(whole, "whole");
   ASSERT_GT((whole.num_samples() + 5) / 6, 6) << "step 5 must be in the middle of an epoch";
   MortalTask killed(config, dir.path() / "parts" / "checkpoints");
   EXPECT_THROW((void)train(killed, "parts"), Killed);
   EXPECT_EQ(latest_checkpoint(dir.path() / "parts" / "checkpoints"), 5);
-  PretrainTask resumed(config);
+  PretrainTask resumed(config, one_rank());
   const auto result = train(resumed, "parts");
   EXPECT_EQ(result.steps, 10);
   EXPECT_EQ(result.best_metric, expected.best_metric);
@@ -123,7 +123,7 @@ TEST_P(Pretrain, DropoutDoesNotDependOnMicroBatches) {
   auto config = tiny_config(write_tiny_data(dir.path()), GetParam());
   const auto loss_of = [&](std::int64_t micro_users) {
     config.loop.batch.micro_users = micro_users;
-    PretrainTask task(config);
+    PretrainTask task(config, one_rank());
     task.set_training(true);
     const auto batch = task.load({3, 9, 1, 20, 7});
     double sum = 0;
@@ -146,7 +146,7 @@ TEST_P(Pretrain, Bf16FollowsFloat32AndKeepsFloat32Masters) {
   config.loop.train.max_steps = 10;
   const auto losses_in = [&](const std::string& dtype) {
     config.loop.train.dtype = dtype;
-    PretrainTask task(config);
+    PretrainTask task(config, one_rank());
     RunDirectory run(dir.path() / dtype, "pretrain", "x", false, true);
     (void)run_training(task, config.loop, one_rank(), run);
     for (const auto& parameter : task.parameters()) EXPECT_EQ(parameter.tensor.scalar_type(), at::kFloat) << parameter.name;
@@ -167,7 +167,7 @@ INSTANTIATE_TEST_SUITE_P(Encoders, Pretrain, ::testing::Values("sasrec", "trm_pl
 TEST(NextItemEval, DoesNotDependOnRanksOrBatches) {
   const TemporaryDirectory dir("pretrain_eval");
   const auto config = tiny_config(write_tiny_data(dir.path()), "sasrec");
-  PretrainTask task(config);
+  PretrainTask task(config, one_rank());
   auto model = task.model();
   model->eval();
   const auto alone = evaluate_next_item(*model, task.dataset(), task.splits().valid, {}, {.batch_users = 1000});

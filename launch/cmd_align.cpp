@@ -29,6 +29,8 @@ class AlignCommand final : public Command {
     options_.add("max_questions", &config_.max_questions, "training questions used; 0: all");
     options_.add("validation_fraction", &config_.validation_fraction, "share of the training users held out for validation, in [0, 1)");
     options_.add("validation_questions", &config_.validation_questions, "most questions of one validation");
+    options_.add("eval.every", &config_.eval.every, "steps between two evaluations on the held-out users' questions (accuracy by every rule, in metrics.jsonl); 0: never");
+    options_.add("eval.max_questions", &config_.eval.max_questions, "most questions of such an evaluation (> 0)");
     options_.add("micro_rows", &config_.micro_rows, "most LLM rows of one forward pass on one rank: bounds memory (> 0)");
     options_.add("optim.other_lr", &config_.other_lr, "learning rate of what is trained beside the adapter; 0: optim.peak_lr");
     options_.add("encoder.eval_when_frozen", &config_.encoder.eval_when_frozen, "a frozen encoder runs without dropout; false: dropout stays on, as in the reference");

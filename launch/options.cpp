@@ -145,17 +145,27 @@ bool OptionSet::parse(const std::vector<std::string>& args) {
   positional.add(positional_.empty() ? kStrayWord : positional_.c_str(), -1);
   if (positional_.empty()) description.add_options()(kStrayWord, po::value<std::vector<std::string>>(), "");
 
+  // A name may be written with '-' for '_' and the other way round.
+  const auto plain = [](std::string name) {
+    std::replace(name.begin(), name.end(), '-', '_');
+    return name;
+  };
+  const auto declared = [&](const std::string& name) {
+    if (std::any_of(options_.begin(), options_.end(), [&](const Option& o) { return o.name == name; })) return name;
+    const auto found = std::find_if(options_.begin(), options_.end(), [&](const Option& o) { return plain(o.name) == plain(name); });
+    return found == options_.end() ? name : found->name;
+  };
   // Switches may carry "=true": boost's zero_tokens() refuses that, so it is split off here.
   std::vector<std::string> words;
   std::map<std::string, std::string> switches;
   for (const auto& word : args) {
     const auto equals = word.find('=');
-    const std::string name = word.starts_with("--") ? word.substr(2, equals == std::string::npos ? equals : equals - 2) : "";
+    const std::string name = word.starts_with("--") ? declared(word.substr(2, equals == std::string::npos ? equals : equals - 2)) : "";
     const auto known = std::find_if(options_.begin(), options_.end(), [&](const Option& o) { return o.name == name && o.is_switch; });
     if (equals != std::string::npos && known != options_.end()) {
       switches[name] = word.substr(equals + 1);
     } else {
-      words.push_back(word);
+      words.push_back(!word.starts_with("--") ? word : "--" + name + (equals == std::string::npos ? "" : word.substr(equals)));
     }
   }
 

@@ -9,6 +9,7 @@
 #include "core/error.h"
 #include "core/log.h"
 #include "models/tensor_io.h"
+#include "trainer/align_ask.h"
 #include "trainer/align_parts.h"
 #include "trainer/align_questions.h"
 #include "trainer/align_users.h"
@@ -245,6 +246,13 @@ std::optional<Validation> AlignTask::validate(const comm::Mesh& mesh) {
     validation.metric = -loss;  // one continuation a question is scored: there is no accuracy to be had from it
   }
   return validation;
+}
+
+std::int64_t AlignTask::evaluate_every() const { return impl_->config.eval.every; }
+
+std::map<std::string, double> AlignTask::evaluate(const comm::Mesh& mesh) {
+  auto& s = *impl_;
+  return ask_held_out_users(*s.llm, *s.questions, s.users.get(), {.micro_rows = s.config.micro_rows, .bf16 = s.bf16()}, mesh.world());
 }
 
 double AlignTask::flops(std::int64_t num_interactions, std::int64_t num_tokens, std::int64_t /*num_labels*/) const {

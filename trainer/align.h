@@ -58,6 +58,12 @@ struct AlignPromptConfig {
   bool allow_lost_answers = false;  ///< learn from texts that max_tokens cuts the answer off, as the reference does; false: refuse
 };
 
+/// Questions asked while it learns: accuracy by every rule, in metrics.jsonl. It does not decide which checkpoint is best.
+struct AlignEvalConfig {
+  std::int64_t every = 0;           ///< steps between two evaluations, and one after the last step; 0: never
+  std::int64_t max_questions = 200; ///< most questions of the held-out users that are asked; > 0
+};
+
 struct AlignConfig {
   std::string preset = "default";        ///< where unset settings come from: "default" or "faithful" (see align_preset)
   std::string data;                      ///< directory written by `uqa import`; required
@@ -85,6 +91,7 @@ struct AlignConfig {
   std::int64_t max_questions = 0;        ///< training questions used; 0: all
   double validation_fraction = 0.1;      ///< share of the training users held out for validation; in [0, 1)
   std::int64_t validation_questions = 400;  ///< most questions of a validation; >= 0
+  AlignEvalConfig eval;
   std::int64_t micro_rows = 2048;        ///< most LLM rows of one forward pass on one rank: bounds memory; > 0
   LoopConfig loop;
   void validate() const;                 ///< Error(kConfig) naming the field; nothing is opened
@@ -125,6 +132,9 @@ class AlignTask : public TrainingTask {
   [[nodiscard]] Tensor loss_sum(const TaskBatch& batch, std::int64_t micro, const models::DropoutContext& context) override;
   /// Accuracy on the held-out users' questions by the rule that is trained (text, else letter). Collective.
   [[nodiscard]] std::optional<Validation> validate(const comm::Mesh& mesh) override;
+  [[nodiscard]] std::int64_t evaluate_every() const override;
+  /// Accuracy by every rule on questions of the held-out users.
+  [[nodiscard]] std::map<std::string, double> evaluate(const comm::Mesh& mesh) override;
   /// 2 per weight of a matrix product and row forward and again for the gradient of its input, 2 more where the weight is trained;
   /// head and attention scores left out.
   [[nodiscard]] double flops(std::int64_t num_interactions, std::int64_t num_tokens, std::int64_t num_labels) const override;

@@ -70,6 +70,12 @@ void AlignConfig::validate() const {
             "validation_fraction = {}, must be in [0, 1); change --validation_fraction", validation_fraction);
   UQA_CHECK(validation_questions >= 0, ErrorCode::kConfig, "validation_questions = {}, must be >= 0; change --validation_questions",
             validation_questions);
+  UQA_CHECK(eval.every >= 0, ErrorCode::kConfig, "eval.every = {}, must be >= 0 (0: never); change --eval.every", eval.every);
+  UQA_CHECK(eval.max_questions > 0, ErrorCode::kConfig, "eval.max_questions = {}, must be > 0; change --eval.max_questions, or give --eval.every 0",
+            eval.max_questions);
+  UQA_CHECK(eval.every == 0 || validation_fraction > 0, ErrorCode::kConfig,
+            "eval.every = {} with validation_fraction = {} leaves no user to ask; raise --validation_fraction or give --eval.every 0", eval.every,
+            validation_fraction);
   UQA_CHECK(micro_rows > 0, ErrorCode::kConfig, "micro_rows = {}, must be > 0; change --micro_rows", micro_rows);
   const Frozen frozen = parse_freeze(freeze);
   UQA_CHECK(frozen.llm || lora.rank == 0, ErrorCode::kConfig,

@@ -110,6 +110,11 @@ void AlignQuestions::split(const AlignConfig& config) {
   };
   train_ = subset(grouped(train), config.max_questions, key);
   if (config.validation_questions > 0) valid_ = subset(grouped(valid), config.validation_questions, key);
+  if (config.eval.every > 0) {
+    UQA_CHECK(!valid.empty(), ErrorCode::kConfig, "eval.every = {}, but validation_fraction = {} holds out no user of {}; raise --validation_fraction or give --eval.every 0",
+              config.eval.every, config.validation_fraction, config.questions);
+    asked_ = subset(grouped(valid), config.eval.max_questions, key);
+  }
   UQA_CHECK(!train_.empty(), ErrorCode::kConfig, "no training question is left after validation_fraction = {}; lower it", config.validation_fraction);
 }
 

@@ -41,11 +41,14 @@ class AlignQuestions {
 
   [[nodiscard]] const std::vector<data::Question>& all() const { return set_.train; }
   [[nodiscard]] const EncodedQuestion& encoded(std::size_t q) const { return encoded_[q]; }
+  [[nodiscard]] const std::vector<EncodedQuestion>& all_encoded() const { return encoded_; }
   [[nodiscard]] const PromptEncoder& prompts() const { return *prompts_; }
   [[nodiscard]] const std::string& digest() const { return set_.digest; }
   /// Samples of training, and what validates: indices into all().
   [[nodiscard]] const std::vector<QuestionGroup>& train() const { return train_; }
   [[nodiscard]] const std::vector<QuestionGroup>& valid() const { return valid_; }
+  /// Those of the held-out users that config.eval asks; empty when it never does.
+  [[nodiscard]] const std::vector<QuestionGroup>& asked() const { return asked_; }
   [[nodiscard]] bool choice() const { return choice_; }
   [[nodiscard]] bool learn_letter() const { return learn_letter_; }
   [[nodiscard]] bool learn_text() const { return learn_text_; }
@@ -64,7 +67,7 @@ class AlignQuestions {
   std::vector<std::vector<std::int64_t>> gold_letter_, gold_text_;  ///< "lm": gold answers with the end token
   std::vector<ChatExample> chats_;                                  ///< objective "chat"
   ChatCounts chat_counts_;
-  std::vector<QuestionGroup> train_, valid_;
+  std::vector<QuestionGroup> train_, valid_, asked_;
 };
 
 }  // namespace uqa::trainer

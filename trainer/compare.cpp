@@ -133,6 +133,27 @@ CompareReport compare(const CompareArm& first, const std::vector<CompareArm>& ot
   return report;
 }
 
+std::vector<Claim> claims_of(const CompareReport& report) {
+  constexpr double kLevel = 0.05;
+  std::vector<Claim> claims;
+  double strongest = 0;
+  for (const auto& c : report.comparisons) {  // by rule
+    if (c.scope != "all") continue;
+    const bool is_new = claims.empty() || claims.back().rule != c.rule;
+    if (is_new) claims.push_back({.first = c.first, .strongest = {}, .rule = c.rule, .above_all = true});
+    auto& claim = claims.back();
+    ++claim.num_others;
+    claim.above_all = claim.above_all && c.test.difference > 0 && c.p_holm < kLevel;
+    if (!is_new && c.second_accuracy <= strongest) continue;
+    strongest = c.second_accuracy;
+    claim.strongest = c.second;
+    claim.difference = c.test.difference;
+    claim.p_holm = c.p_holm;
+    claim.detectable = c.test.detectable;
+  }
+  return claims;
+}
+
 Json to_json(const CompareReport& report) {
   Json comparisons = Json::array();
   for (const auto& c : report.comparisons) {
@@ -151,13 +172,19 @@ Json to_json(const CompareReport& report) {
     json["mcnemar_p"] = c.mcnemar_p ? Json(*c.mcnemar_p) : Json(nullptr);
     comparisons.push_back(std::move(json));
   }
+  Json claims = Json::array();
+  for (const auto& c : claims_of(report)) {
+    claims.push_back({{"rule", name_of(c.rule)}, {"first", c.first}, {"strongest_other", c.strongest}, {"others", c.num_others}, {"difference", c.difference},
+                      {"p_holm", c.p_holm}, {"detectable_difference", c.detectable}, {"above_all", c.above_all}});
+  }
   return {{"format", "uqa.comparison"},
           {"version", 1},
           {"test", "two-sided sign-flip permutation of users' sums of differences"},
           {"permutations", report.options.num_permutations},
           {"seed", report.options.seed},
           {"holm", "per rule: over the second arms for scope all, over second arms and types for the types"},
-          {"comparisons", comparisons}};
+          {"comparisons", comparisons},
+          {"claims", claims}};
 }
 
 std::string render(const CompareReport& report) {
@@ -171,6 +198,11 @@ std::string render(const CompareReport& report) {
                         100 * c.second_accuracy, 100 * c.test.difference, c.test.p, c.p_holm,
                         c.mcnemar_p ? fmt::format("{:.2g}", *c.mcnemar_p) : "-", 100 * c.test.detectable);
   }
+  for (const auto& c : claims_of(report)) {
+    text += fmt::format("\n{:<11}  {} is {} the {} other(s) at level 0.05; the strongest is {}: {:+.2f} %, p Holm {:.2g}, detectable {:.2f} %", name_of(c.rule), c.first,
+                        c.above_all ? "above" : "not shown to be above", c.num_others, c.strongest, 100 * c.difference, c.p_holm, 100 * c.detectable);
+  }
+  text += "\n";
   return text;
 }
 

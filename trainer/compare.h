@@ -39,6 +39,16 @@ struct Comparison {
   std::optional<double> mcnemar_p;    ///< exact; only where both arms are one directory. Ignores that a user's questions are correlated
 };
 
+/// What may be said of the first arm under one rule: a claim is about the strongest of the other arms, not about a weak one.
+struct Claim {
+  std::string first, strongest;       ///< arms; the other with the highest accuracy over all questions
+  Rule rule = Rule::kText;
+  std::int64_t num_others = 0;
+  double difference = 0, p_holm = 1;  ///< against the strongest
+  double detectable = 0;              ///< smallest true difference to it that the users and questions can show
+  bool above_all = false;             ///< above every other arm, each with p_holm < 0.05
+};
+
 struct CompareReport {
   std::vector<Comparison> comparisons;  ///< by rule, then second arm, then scope ("all" first)
   CompareOptions options;
@@ -46,8 +56,10 @@ struct CompareReport {
 
 /// Every directory must hold the same questions with the same answers: Error(kConfig) naming the first that differs.
 [[nodiscard]] CompareReport compare(const CompareArm& first, const std::vector<CompareArm>& others, const CompareOptions& options = {});
+/// One a rule, from the comparisons over all questions.
+[[nodiscard]] std::vector<Claim> claims_of(const CompareReport& report);
 [[nodiscard]] Json to_json(const CompareReport& report);
-/// A text table; one line a comparison.
+/// A text table, one line a comparison; behind it a line for each claim.
 [[nodiscard]] std::string render(const CompareReport& report);
 
 }  // namespace uqa::trainer

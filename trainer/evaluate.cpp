@@ -1,7 +1,6 @@
 #include "trainer/evaluate.h"
 
 #include <algorithm>
-#include <chrono>
 #include <map>
 #include <memory>
 #include <numeric>
@@ -12,82 +11,102 @@
 #include "core/hash.h"
 #include "core/log.h"
 #include "core/progress.h"
-#include "core/random.h"
 #include "core/signals.h"
 #include "trainer/align.h"
 #include "trainer/align_parts.h"
+#include "trainer/evaluate_parts.h"
 #include "trainer/option_audit.h"
-#include "trainer/response_cache.h"
+#include "trainer/question_scores.h"
 #include "trainer/run_info.h"
-#include "trainer/scoring.h"
 
 namespace uqa::trainer {
 namespace {
 
-constexpr std::int64_t kScores = 3 * static_cast<std::int64_t>(kNumOptions);  // letters, texts, calibrated texts
-
-/// Scores of some questions, in their order: what one rank contributes.
+/// Scores and answers of some questions, in their order: what one rank contributes. N is max_new_tokens.
 struct Scores {
   std::vector<Tensor> option_nats{at::empty({0, kScores}, at::kFloat)};  ///< [n, 12]; zeros for free-form questions
-  std::vector<Tensor> greedy{at::empty({0}, at::kLong)};                 ///< [n]
+  std::vector<std::int64_t> tokens;                                      ///< [n, N], -1 behind an answer that ended
 };
 
+/// Questions of `variants` answered by one model, variant by variant. Every member function is called by every rank in the same order.
 class Evaluation {
  public:
-  Evaluation(const EvaluateConfig& config, const comm::Communicator& world) : config_(config), world_(world), prompt_(Prompt::kSoft) {}
+  Evaluation(const std::vector<EvaluateConfig>& variants, const comm::Communicator& world)
+      : variants_(variants), world_(world), config_(variants.front()), prompt_(Prompt::kSoft) {}
 
-  EvaluationResult operator()() {
+  std::vector<EvaluationResult> operator()() {
     comm::run_agreed(world_, [&] { open(); });
-    compute_states();
-    std::vector<std::vector<Prediction>> rotations;
-    double seconds = 0;
-    for (std::int64_t shift = 0; shift < (config_.audit_options ? static_cast<std::int64_t>(kNumOptions) : 1); ++shift) {
-      comm::run_agreed(world_, [&] { encode(shift); });
-      const auto begin = Clock::now();
-      const Scores mine = score_share();
-      const auto nats_MS = comm::all_gather(at::cat(mine.option_nats, 0), world_);
-      const auto greedy_M = comm::all_gather(at::cat(mine.greedy, 0), world_);
-      if (shift == 0) {
-        seconds = std::chrono::duration<double>(Clock::now() - begin).count();
-        num_scored_ = nats_MS.size(0);
-      }
-      comm::run_agreed(world_, [&] { rotations.push_back(judge_all(responses(nats_MS, greedy_M))); });
-    }
-    EvaluationResult result;
-    comm::run_agreed(world_, [&] {
-      result = summarise(rotations.front(), seconds);
-      if (config_.audit_options) result.details["option_audit"] = to_json(audit_options(rotations));
-      if (!output_) return;
-      if (cache_) cache_->save();
-      write(rotations.front(), result);
-    });
-    return result;
+    std::vector<EvaluationResult> results;
+    for (std::size_t v = 0; v < variants_.size(); ++v) results.push_back(answer(v));
+    return results;
   }
 
  private:
   /// True where the soft token comes from a user's history.
   static bool has_state(Prompt prompt) { return prompt == Prompt::kSoft || prompt == Prompt::kShuffled; }
 
+  EvaluationResult answer(std::size_t variant) {
+    comm::run_agreed(world_, [&] { start(variant); });
+    std::vector<std::vector<Prediction>> rotations;
+    double seconds = 0;
+    for (std::int64_t shift = 0; shift < (config_.audit_options ? static_cast<std::int64_t>(kNumOptions) : 1); ++shift) {
+      comm::run_agreed(world_, [&] { encode(shift); });
+      agree_on_unknown();
+      compute_states();
+      const auto begin = Clock::now();
+      const Scores mine = score_share();
+      const auto nats_MS = comm::all_gather(at::cat(mine.option_nats, 0), world_);
+      const auto num_mine = static_cast<std::int64_t>(mine.tokens.size()) / config_.max_new_tokens;
+      const auto tokens_MN = comm::all_gather(at::tensor(mine.tokens, at::kLong).view({num_mine, config_.max_new_tokens}), world_);
+      if (shift == 0) {
+        seconds = seconds_since(begin);
+        num_scored_ = nats_MS.size(0);
+      }
+      comm::run_agreed(world_, [&] {
+        const auto all = responses(nats_MS, tokens_MN);
+        if (shift == 0) count_tokens(all);
+        rotations.push_back(judge_all(all));
+      });
+    }
+    EvaluationResult result;
+    comm::run_agreed(world_, [&] {
+      result = summarise(rotations.front(), seconds);
+      if (config_.audit_options) result.details["option_audit"] = to_json(audit_options(rotations));
+      if (world_.rank() != 0) return;
+      if (cache_) cache_->save();
+      write(rotations.front(), result, variant);
+    });
+    return result;
+  }
+
+  /// What all variants share, and whether each of them can be answered.
   void open() {
-    config_.validate();
+    for (const auto& variant : variants_) check_variant(variant);
     prompt_ = prompt_of_name(config_.prompt);
+    data_ = data::Dataset::open(config_.data);
+    UQA_CHECK(prompt_ != Prompt::kText || !data_.items().titles.empty(), ErrorCode::kConfig,
+              "prompt = text with text_items = {}, needs item titles and data set {} has none; import item metadata with titles, or choose another --prompt",
+              config_.text_items, config_.data);
     std::optional<at::ScalarType> dtype;
     if (!config_.dtype.empty()) dtype = config_.dtype == "bf16" ? at::kBFloat16 : at::kFloat;
     model_ = load_aligned(config_.run, dtype);
     UQA_CHECK(!has_soft_row(prompt_) || model_.prompt == "soft", ErrorCode::kConfig,
               "prompt = {}, but run {} was aligned without a soft token; choose --prompt none or text, or another --run", config_.prompt, config_.run);
-    data_ = data::Dataset::open(config_.data);
     const std::string questions_path = config_.questions.empty() ? model_.questions : config_.questions;
     set_ = data::read_questions(questions_path);
     UQA_CHECK(set_.data_digest.empty() || set_.data_digest == data_.digest(), ErrorCode::kConfig,
               "questions {} were built from another data set than {}; give the right --data or --questions", questions_path, config_.data);
     questions_ = config_.split == "test" ? std::move(set_.test) : std::move(set_.train);
     UQA_CHECK(!questions_.empty(), ErrorCode::kData, "questions {} hold no {} questions; build them again or change --split", questions_path, config_.split);
-    take_subset();
-    stored_ = questions_;
-    auto options = model_.prompt_options;
-    options.text_items = config_.text_items;
-    encoder_ = std::make_unique<PromptEncoder>(model_.llm_directory, set_.language, options);
+    stored_ = questions_ = question_subset(std::move(questions_), config_.max_questions);
+    if (config_.audit_options) {
+      for (const auto& question : stored_) static_cast<void>(data::with_rotated_options(question, 1, set_.language));  // refused before anything is answered
+    }
+    set_encoder(std::max_element(variants_.begin(), variants_.end(), [](const auto& x, const auto& y) { return x.text_items < y.text_items; })->text_items);
+    generate_ = config_.generate_options();
+    generate_.stop_ids = stop_tokens(*model_.llm, *encoder_);
+    const auto text_items = encoder_->options().text_items;
+    check_context(questions_, encoder_->encode_all(questions_, prompt_, &data_), config_, text_items, model_.llm->config().max_positions);
     letters_ = letter_tokens(*encoder_);
     has_reference_ = prompt_ == Prompt::kText || (has_state(prompt_) && model_.average_user_KL.defined());
     if (has_state(prompt_) && !has_reference_) {
@@ -95,15 +114,45 @@ class Evaluation {
     }
     if (has_soft_row(prompt_)) data_ = select_features(model_.encoder_config, data_);
     if (config_.cache_responses) {
-      cache_.emplace(fs::path(config_.run) / "eval" / "responses.bin");
+      cache_.emplace(responses_path());
       run_facts_ = fmt::format("{} {} {} {} {} {}|", hash_file(fs::path(config_.run) / "model.safetensors"), model_.info.at("llm").at("digest").dump(),
                                data_.digest(), config_.prompt, c10::toString(model_.llm->options().dtype), has_state(prompt_) ? model_.info.at("encoder").at("digest").dump() : "");
     }
-    path_ = config_.output.empty() ? evaluation_directory(config_, set_.digest) : fs::path(config_.output);
-    if (world_.rank() == 0) {
-      if (path_.has_parent_path()) fs::create_directories(path_.parent_path());
-      output_.emplace(path_, OutputDirOptions{.kind = "uqa.evaluation", .overwrite = config_.overwrite});
+    for (const auto& variant : variants_) {
+      const auto path = variant.output.empty() ? evaluation_directory(variant, set_.digest) : fs::path(variant.output);
+      if (world_.rank() != 0) continue;
+      if (path.has_parent_path()) fs::create_directories(path.parent_path());
+      outputs_.push_back(std::make_unique<OutputDir>(path, OutputDirOptions{.kind = "uqa.evaluation", .overwrite = config_.overwrite}));
     }
+  }
+
+  void check_variant(const EvaluateConfig& variant) const {
+    variant.validate();
+    auto same = variant;
+    same.text_items = config_.text_items;
+    same.shuffle_seed = config_.shuffle_seed;
+    same.output = config_.output;
+    UQA_CHECK(same == config_, ErrorCode::kInternal, "evaluations of one call may differ in text_items, shuffle_seed and output alone");
+  }
+
+  void set_encoder(std::int64_t text_items) {
+    auto options = model_.prompt_options;
+    options.text_items = text_items;
+    encoder_ = std::make_unique<PromptEncoder>(model_.llm_directory, set_.language, options);
+  }
+
+  /// One variant's own part: its prompts' titles, and whose histories they show.
+  void start(std::size_t variant) {
+    config_ = variants_[variant];
+    if (encoder_->options().text_items != config_.text_items) set_encoder(config_.text_items);
+    states_ = {};
+    spans_.clear();
+    if (!has_state(prompt_)) return;
+    const std::int64_t max_len = model_.encoder_config.max_len;
+    spans_ = encoder_spans(questions_, max_len);
+    if (prompt_ != Prompt::kShuffled) return;
+    spans_ = shuffled_spans(questions_, config_.shuffle_seed);
+    for (auto& span : spans_) span.begin = std::max(span.begin, span.end - max_len);
   }
 
   /// The questions with their options moved `shift` places, as tokens.
@@ -135,77 +184,57 @@ class Evaluation {
     for (const auto& option : encoded_[q].options) add(option);
     if (!without_titles_.empty()) add(without_titles_[q].prompt);
     if (has_state(prompt_)) facts += fmt::format("{} {} {}", spans_[q].user, spans_[q].begin, spans_[q].end);
+    if (config_.max_new_tokens > 1) facts += fmt::format("|{} tokens", config_.max_new_tokens);
+    if (config_.temperature > 0) facts += fmt::format("|temperature {} seed {} id {}", config_.temperature, config_.sample_seed, questions_[q].id);
     return ResponseKey::of(std::as_bytes(std::span(facts)));
   }
 
+  /// All ranks read the same file of responses; one that saw another would leave the others waiting.
+  void agree_on_unknown() const {
+    const auto mine = static_cast<std::int64_t>(questions_.size() - known_.size());
+    const auto most = comm::all_reduce(mine, comm::ReduceOp::kMax, world_), least = comm::all_reduce(mine, comm::ReduceOp::kMin, world_);
+    comm::agree_or_throw(world_, most == least, ErrorCode::kData,
+                         fmt::format("between {} and {} questions are new to the ranks: they read different {}; wait until no other evaluation writes it", least, most,
+                                     responses_path().string()));
+  }
+  [[nodiscard]] fs::path responses_path() const { return fs::path(config_.run) / "eval" / "responses.bin"; }
+
   /// Every question's response, in file order: the new ones, whose rows come in the order of by_text_, and those known before.
-  [[nodiscard]] std::vector<Response> responses(const Tensor& nats_MS, const Tensor& greedy_M) {
+  [[nodiscard]] std::vector<Response> responses(const Tensor& nats_MS, const Tensor& tokens_MN) {
     const auto scored = members_of(by_text_, {0, by_text_.size()});
-    UQA_CHECK(nats_MS.size(0) == static_cast<std::int64_t>(scored.size()) && greedy_M.size(0) == nats_MS.size(0), ErrorCode::kInternal,
+    UQA_CHECK(nats_MS.size(0) == static_cast<std::int64_t>(scored.size()) && tokens_MN.size(0) == nats_MS.size(0), ErrorCode::kInternal,
               "{} of {} questions were scored", nats_MS.size(0), scored.size());
     std::vector<Response> all(questions_.size());
-    const auto nats_rows = nats_MS.contiguous();
+    const auto nats_rows = nats_MS.contiguous(), token_rows = tokens_MN.contiguous();
     for (std::size_t i = 0; i < scored.size(); ++i) {
       auto& response = all[scored[i]];
       std::copy_n(nats_rows.const_data_ptr<float>() + static_cast<std::int64_t>(i) * kScores, kScores, response.option_nats.begin());
-      response.greedy_token = greedy_M[static_cast<std::int64_t>(i)].item<std::int64_t>();
+      const auto* tokens = token_rows.const_data_ptr<std::int64_t>() + static_cast<std::int64_t>(i) * config_.max_new_tokens;
+      response.tokens.assign(tokens, std::find(tokens, tokens + config_.max_new_tokens, -1));
       if (cache_) cache_->add(keys_[scored[i]], response);
     }
     for (const auto& [q, response] : known_) all[q] = response;
     return all;
   }
 
-  /// A random subset that depends on the ids alone, in the order of the file.
-  void take_subset() {
-    const auto limit = static_cast<std::size_t>(config_.max_questions);
-    if (limit == 0 || limit >= questions_.size()) return;
-    const auto key = stream_key(1, "evaluate/subset");
-    std::vector<std::size_t> order(questions_.size());
-    std::iota(order.begin(), order.end(), std::size_t{0});
-    std::sort(order.begin(), order.end(), [&](std::size_t a, std::size_t b) {
-      return std::pair(mix_key(key, static_cast<std::uint64_t>(questions_[a].id)), a) < std::pair(mix_key(key, static_cast<std::uint64_t>(questions_[b].id)), b);
-    });
-    order.resize(limit);
-    std::sort(order.begin(), order.end());
-    std::vector<data::Question> kept;
-    for (const auto i : order) kept.push_back(std::move(questions_[i]));
-    questions_ = std::move(kept);
-  }
-
+  /// States behind the soft tokens, once a variant, unless every question was answered before.
   void compute_states() {
-    if (!has_state(prompt_)) return;
-    const std::int64_t max_len = model_.encoder_config.max_len;
-    comm::run_agreed(world_, [&] {
-      spans_ = encoder_spans(questions_, max_len);
-      if (prompt_ != Prompt::kShuffled) return;
-      spans_ = shuffled_spans(questions_, config_.shuffle_seed);
-      for (auto& span : spans_) span.begin = std::max(span.begin, span.end - max_len);
-    });
+    if (!has_state(prompt_) || by_text_.empty() || states_.rows_RH.defined()) return;
     states_ = compute_user_states(model_.encoder, data_, spans_, model_.adapter->view(), world_);
   }
 
-  /// The prompts of some questions and, behind them, the same about nobody; `reference_of` is empty where there is none.
-  struct Batch {
-    std::vector<ScoredPrompt> prompts;
-    std::vector<std::int64_t> reference_of;
-  };
-
-  [[nodiscard]] Batch batch_of(const std::vector<std::size_t>& members) const {
-    Batch batch;
-    for (const auto q : members) {
-      auto& prompt = batch.prompts.emplace_back(ScoredPrompt{.prompt = &encoded_[q], .continuations = {}});
-      if (encoded_[q].gold < 0) continue;
-      for (const auto& letter : letters_) prompt.continuations.emplace_back(letter);
-      for (const auto& option : encoded_[q].options) prompt.continuations.emplace_back(option);
-    }
-    if (has_reference_) batch.reference_of = add_references(batch.prompts, questions_, members, prompt_ == Prompt::kText ? without_titles_ : encoded_);
-    return batch;
+  [[nodiscard]] QuestionBatch batch_of(const std::vector<std::size_t>& members) const {
+    const auto* reference = !has_reference_ ? nullptr : prompt_ == Prompt::kText ? &without_titles_ : &encoded_;
+    return question_batch(questions_, encoded_, members, letters_, reference);
   }
 
   /// Batches are fixed by the questions and batch_rows; each rank takes a contiguous share of about equal cost.
   Scores score_share() {
     std::vector<std::int64_t> rows, costs;
-    for (const auto& same_text : by_text_) rows.push_back(num_rows(batch_of(same_text).prompts));
+    for (const auto& same_text : by_text_) {
+      const auto generated = static_cast<std::int64_t>(same_text.size()) * (config_.max_new_tokens - 1);
+      rows.push_back(num_rows(batch_of(same_text).prompts) + generated);
+    }
     const auto groups = group_by_rows(rows, config_.batch_rows);
     for (const auto& group : groups) {
       costs.push_back(std::accumulate(rows.begin() + static_cast<std::ptrdiff_t>(group.begin), rows.begin() + static_cast<std::ptrdiff_t>(group.end),
@@ -250,63 +279,30 @@ class Evaluation {
 
   void score(const std::vector<std::size_t>& members, Scores& scores) {
     const at::NoGradGuard no_grad;
-    const auto size = static_cast<std::int64_t>(members.size());
     const auto batch = batch_of(members);
-    const auto packed = pack_prompts(batch.prompts);
-    const auto head_RH = run_prompts(*model_.llm, packed, soft_tokens_of(members, packed.num_prompts));
-    scores.greedy.push_back(greedy_tokens(*model_.llm, head_RH, packed).narrow(0, 0, size));
-    auto nats_BS = at::zeros({size, kScores}, at::kFloat);
-    std::vector<std::int64_t> with_options, references;  // of the prompts that have options: which question, whose reference
-    std::vector<std::int64_t> place(batch.prompts.size(), -1);
-    std::int64_t count = 0;
-    for (std::size_t p = 0; p < batch.prompts.size(); ++p) {
-      if (!batch.prompts[p].continuations.empty()) place[p] = count++;
+    const auto scored = score_questions(*model_.llm, batch, soft_tokens_of(members, static_cast<std::int64_t>(batch.prompts.size())), generate_);
+    scores.option_nats.push_back(scored.option_nats_BS);
+    for (const auto& answer : scored.answers) {
+      scores.tokens.insert(scores.tokens.end(), answer.begin(), answer.end());
+      scores.tokens.insert(scores.tokens.end(), static_cast<std::size_t>(config_.max_new_tokens) - answer.size(), -1);
     }
-    for (std::size_t i = 0; i < members.size(); ++i) {
-      if (place[i] < 0) continue;
-      with_options.push_back(static_cast<std::int64_t>(i));
-      if (has_reference_) references.push_back(place[static_cast<std::size_t>(batch.reference_of[i])]);
-    }
-    if (!with_options.empty()) {
-      const auto sums_C = continuation_sums(packed, token_log_probs(*model_.llm, head_RH, packed));
-      const auto means_P24 = (sums_C / packed.continuation_tokens_C).view({-1, 2, static_cast<std::int64_t>(kNumOptions)});
-      const auto means_M24 = means_P24.narrow(0, 0, static_cast<std::int64_t>(with_options.size()));
-      const auto text_M4 = means_M24.select(1, 1);
-      const auto calibrated_M4 = has_reference_ ? text_M4 - means_P24.select(1, 1).index_select(0, at::tensor(references, at::kLong)) : text_M4;
-      const auto nats_MS = at::cat({means_M24.select(1, 0).log_softmax(1), text_M4, calibrated_M4}, 1);
-      UQA_CHECK(nats_MS.isfinite().all().item<bool>(), ErrorCode::kNumeric,
-                "an option's log-likelihood is not finite; align with a smaller optim.peak_lr, or evaluate with --dtype float32");
-      nats_BS.index_copy_(0, at::tensor(with_options, at::kLong), nats_MS);
-    }
-    scores.option_nats.push_back(nats_BS);
   }
 
   [[nodiscard]] std::vector<Prediction> judge_all(const std::vector<Response>& responses) const {
     std::vector<Prediction> predictions;
+    const bool calibrated = has_reference_ || !has_state(prompt_);
     for (std::size_t q = 0; q < questions_.size(); ++q) {
-      const auto& question = questions_[q];
-      const auto& response = responses[q];
-      Prediction prediction{.question = question.text,
-                            .prediction = encoder_->tokenizer().decode({response.greedy_token}, /*skip_special=*/true),
-                            .answer = question.answer,
-                            .type = data::code_of(question.type),
-                            .user = question.user,
-                            .id = question.id,
-                            .input_tokens = static_cast<std::int64_t>(encoded_[q].prompt.size()),
-                            .letter_nats = {},
-                            .text_nats = {},
-                            .calibrated_nats = {},
-                            .correct = {}};
-      if (encoded_[q].gold >= 0) {
-        const auto* row = response.option_nats.data();
-        prediction.letter_nats.assign(row, row + kNumOptions);
-        prediction.text_nats.assign(row + kNumOptions, row + 2 * kNumOptions);
-        if (has_reference_ || !has_state(prompt_)) prediction.calibrated_nats.assign(row + 2 * kNumOptions, row + kScores);
-      }
-      judge(prediction, encoded_[q].gold);
-      predictions.push_back(std::move(prediction));
+      predictions.push_back(prediction_of(questions_[q], encoded_[q], responses[q], encoder_->tokenizer(), generate_.stop_ids, calibrated));
     }
     return predictions;
+  }
+
+  void count_tokens(const std::vector<Response>& responses) {
+    num_tokens_ = num_cut_ = 0;
+    for (const auto& response : responses) {
+      num_tokens_ += static_cast<std::int64_t>(response.tokens.size());
+      num_cut_ += std::ranges::find(generate_.stop_ids, response.tokens.back()) == generate_.stop_ids.end() ? 1 : 0;
+    }
   }
 
   [[nodiscard]] EvaluationResult summarise(const std::vector<Prediction>& predictions, double seconds) const {
@@ -328,6 +324,9 @@ class Evaluation {
                       {"shuffle_seed", config_.shuffle_seed},
                       {"text_items", config_.text_items},
                       {"max_questions", config_.max_questions},
+                      {"max_new_tokens", config_.max_new_tokens},
+                      {"temperature", config_.temperature},
+                      {"sample_seed", config_.sample_seed},
                       {"prompt_options", to_json(encoder_->options())},
                       {"llm_digest", model_.info.at("llm").at("digest")},
                       {"aligned_prompt", model_.prompt},
@@ -335,22 +334,35 @@ class Evaluation {
                       {"scored", num_scored_},
                       {"ranks", world_.size()},
                       {"seconds", seconds}};
+    if (config_.max_new_tokens > 1) {
+      result.details["output_tokens_per_question"] = static_cast<double>(num_tokens_) / count;
+      result.details["answers_cut"] = num_cut_;
+    }
+    if (prompt_ == Prompt::kText) {
+      double titles = 0;
+      for (const auto& question : questions_) titles += static_cast<double>(std::min(config_.text_items, question.end - question.begin));
+      result.details["titles_per_question"] = titles / count;
+    }
     if (set_.manifest.contains("prior_only")) result.details["prior_only"] = set_.manifest.at("prior_only");
     return result;
   }
 
-  void write(const std::vector<Prediction>& predictions, const EvaluationResult& result) {
+  void write(const std::vector<Prediction>& predictions, const EvaluationResult& result, std::size_t variant) {
+    auto& output = *outputs_.at(variant);
     std::string lines;
     for (const auto& prediction : predictions) lines += to_json(prediction).dump(-1, ' ', false, Json::error_handler_t::replace) + "\n";
-    write_file_atomic(output_->path() / "predictions.jsonl", lines);
-    write_file_atomic(output_->path() / "result.json", to_json(result).dump(2, ' ', false, Json::error_handler_t::replace) + "\n");
-    output_->commit();
-    log::info("evaluate", "{} questions answered with prompt {}: {}", predictions.size(), config_.prompt, path_.string());
+    write_file_atomic(output.path() / "predictions.jsonl", lines);
+    write_file_atomic(output.path() / "result.json", to_json(result).dump(2, ' ', false, Json::error_handler_t::replace) + "\n");
+    output.commit();
+    const auto path = config_.output.empty() ? evaluation_directory(config_, set_.digest) : fs::path(config_.output);
+    log::info("evaluate", "{} questions answered with prompt {}: {}", predictions.size(), config_.prompt, path.string());
   }
 
-  const EvaluateConfig& config_;
+  const std::vector<EvaluateConfig>& variants_;
   const comm::Communicator& world_;
+  EvaluateConfig config_;  ///< the variant that is answered
   Prompt prompt_;
+  models::GenerateOptions generate_;
   AlignedModel model_;
   data::Dataset data_;
   data::QuestionSet set_;
@@ -364,19 +376,21 @@ class Evaluation {
   std::optional<ResponseCache> cache_;
   std::vector<ResponseKey> keys_;                         ///< of questions_; only with a cache
   std::map<std::size_t, Response> known_;                 ///< answered before; by_text_ holds the others
-  std::int64_t num_scored_ = 0;
+  std::int64_t num_scored_ = 0, num_tokens_ = 0, num_cut_ = 0;  ///< questions scored; tokens generated; answers without an end
   bool has_reference_ = false;                            ///< the same prompt about nobody is scored beside each
   UserStates states_;  ///< of questions_
-  fs::path path_;
-  std::optional<OutputDir> output_;
+  std::vector<std::unique_ptr<OutputDir>> outputs_;  ///< of the variants; rank 0 alone
 };
 
 }  // namespace
 
-EvaluationResult run_evaluate(const EvaluateConfig& config, const comm::Communicator& world) {
-  config.validate();
-  set_num_threads(config.num_threads, world);
-  return Evaluation(config, world)();
+std::vector<EvaluationResult> run_evaluations(const std::vector<EvaluateConfig>& variants, const comm::Communicator& world) {
+  UQA_CHECK(!variants.empty(), ErrorCode::kInternal, "run_evaluations: nothing to evaluate");
+  variants.front().validate();
+  set_num_threads(variants.front().num_threads, world);
+  return Evaluation(variants, world)();
 }
+
+EvaluationResult run_evaluate(const EvaluateConfig& config, const comm::Communicator& world) { return run_evaluations({config}, world).front(); }
 
 }  // namespace uqa::trainer

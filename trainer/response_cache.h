@@ -10,6 +10,7 @@
 #include <span>
 #include <string>
 #include <unordered_map>
+#include <vector>
 
 #include "core/file.h"
 
@@ -24,7 +25,7 @@ struct ResponseKey {
 
 struct Response {
   std::array<float, 12> option_nats{};  ///< letters, texts, calibrated texts; zeros for a free-form question
-  std::int64_t greedy_token = 0;
+  std::vector<std::int64_t> tokens;     ///< the answer as generated, at least one
 };
 
 /// A file of responses in memory; not thread-safe.

@@ -16,7 +16,7 @@ namespace uqa::trainer {
 
 /// How a prediction is judged.
 enum class Rule {
-  kFirstToken,  ///< the official scorer's: the greedy next token's text begins with the answer
+  kFirstToken,  ///< the official scorer's: the generated text, by default the greedy next token's, begins with the answer
   kLetter,      ///< the gold letter has the highest probability of the four letters
   kText,        ///< the gold option's own words have the highest log-likelihood per token
   /// The gold option's words gain most, per token, over the same prompt about nobody in particular: the average user's soft token, or no
@@ -30,7 +30,7 @@ inline constexpr std::array kRules{Rule::kFirstToken, Rule::kLetter, Rule::kText
 /// One line of predictions.jsonl.
 struct Prediction {
   std::string question;                    ///< the whole user message
-  std::string prediction;                  ///< text of the greedy next token
+  std::string prediction;                  ///< generated text: the greedy next token, or a whole answer without what ended it
   std::string answer;                      ///< gold letter, or free text
   std::string type;                        ///< code, for example "df"
   std::int64_t user = 0, id = 0;

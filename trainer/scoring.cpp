@@ -57,12 +57,12 @@ struct VocabularyLogSumExp : torch::autograd::Function<VocabularyLogSumExp> {
 
 }  // namespace
 
-Tensor run_prompts(models::LlmImpl& llm, const PackedPrompts& packed, const Tensor& soft_SH) {
+Tensor run_prompts(models::LlmImpl& llm, const PackedPrompts& packed, const Tensor& soft_SH, models::PackedCache* keep) {
   UQA_CHECK((soft_SH.defined() ? soft_SH.size(0) : 0) == packed.soft_rows_S.numel(), ErrorCode::kInternal, "run_prompts: {} soft tokens for {} soft rows",
             soft_SH.defined() ? soft_SH.size(0) : 0, packed.soft_rows_S.numel());
   auto x_TH = llm.embed(packed.ids_T);
   if (soft_SH.defined()) x_TH = x_TH.index_copy(0, packed.soft_rows_S, soft_SH.to(x_TH.scalar_type()));
-  return llm.forward(x_TH, packed.positions_T, packed.blocks).index_select(0, packed.head_rows_R).to(at::kFloat);
+  return llm.forward(x_TH, packed.positions_T, packed.blocks, keep).index_select(0, packed.head_rows_R).to(at::kFloat);
 }
 
 Tensor token_log_probs(models::LlmImpl& llm, const Tensor& states_RH, const PackedPrompts& packed) {
@@ -75,21 +75,6 @@ Tensor token_log_probs(models::LlmImpl& llm, const Tensor& states_RH, const Pack
 
 Tensor continuation_sums(const PackedPrompts& packed, const Tensor& log_probs_N) {
   return at::zeros({packed.num_continuations}, log_probs_N.options()).index_add(0, packed.pair_continuations_N, log_probs_N);
-}
-
-Tensor greedy_tokens(models::LlmImpl& llm, const Tensor& states_RH, const PackedPrompts& packed) {
-  const at::NoGradGuard no_grad;
-  auto tokens_B = at::empty({packed.num_prompts}, at::kLong);
-  const auto states_BH = states_RH.index_select(0, packed.prompt_heads_B);
-  const std::int64_t block = block_rows(llm.head_weight(), at::kFloat);
-  for (std::int64_t begin = 0; begin < packed.num_prompts; begin += block) {
-    const std::int64_t rows = std::min(block, packed.num_prompts - begin);
-    const auto logits_MV = llm.logits(states_BH.narrow(0, begin, rows));
-    UQA_CHECK(logits_MV.isfinite().all().item<bool>(), ErrorCode::kNumeric,
-              "a logit of the LLM is not finite; align with a smaller optim.peak_lr, or evaluate with --dtype float32");
-    tokens_B.narrow(0, begin, rows).copy_(logits_MV.argmax(1));
-  }
-  return tokens_B;
 }
 
 }  // namespace uqa::trainer

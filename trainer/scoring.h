@@ -12,8 +12,9 @@
 
 namespace uqa::trainer {
 
-/// Runs the LLM's layers; soft_SH [S, H] replaces the soft rows (undefined: there are none). Differentiable. -> float32 [R, H]
-[[nodiscard]] Tensor run_prompts(models::LlmImpl& llm, const PackedPrompts& packed, const Tensor& soft_SH);
+/// Runs the LLM's layers; soft_SH [S, H] replaces the soft rows (undefined: there are none); `keep` (may be null) receives the rows' keys and values.
+/// Differentiable. -> float32 [R, H]
+[[nodiscard]] Tensor run_prompts(models::LlmImpl& llm, const PackedPrompts& packed, const Tensor& soft_SH, models::PackedCache* keep = nullptr);
 
 /// Log-probability of each scored token over the whole vocabulary, float32 [N]. Differentiable in the states and in a trainable
 /// head. Streams blocks of rows and recomputes them in backward, so that [R, V] never exists. GEMMs in the LLM's compute type.
@@ -21,8 +22,5 @@ namespace uqa::trainer {
 
 /// Sums of token log-probabilities per continuation, float32 [C]. Differentiable.
 [[nodiscard]] Tensor continuation_sums(const PackedPrompts& packed, const Tensor& log_probs_N);
-
-/// Most likely next token of each prompt, int64 [B]; the lowest id wins a tie. Error(kNumeric) if a logit is not finite. No gradient.
-[[nodiscard]] Tensor greedy_tokens(models::LlmImpl& llm, const Tensor& states_RH, const PackedPrompts& packed);
 
 }  // namespace uqa::trainer

@@ -233,9 +233,21 @@ class Loop {
       guarded([&] { run_.append_metrics(record); });
     }
     if (epoch_end) ++result_.epochs;
+    if (const auto every = task_.evaluate_every(); every > 0 && (result_.steps % every == 0 || last)) evaluate();
     const bool improved = (epoch_end || last) && validate();
     const bool due = config_.checkpoint.every_steps > 0 ? result_.steps % config_.checkpoint.every_steps == 0 : epoch_end;
     if (due || improved || last || result_.stopped_early) start_checkpoint();
+  }
+
+  void evaluate() {
+    task_.set_training(false);
+    const auto begin = Clock::now();
+    const auto values = task_.evaluate(mesh_);
+    task_.set_training(true);
+    Json record{{"kind", "evaluation"}, {"step", result_.steps}, {"epoch", static_cast<double>(result_.steps) / static_cast<double>(steps_per_epoch_)},
+                {"seconds", seconds_since(begin)}};
+    for (const auto& [name, value] : values) record[name] = value;
+    guarded([&] { run_.append_metrics(record); });
   }
 
   /// True when the metric is the best so far.

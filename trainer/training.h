@@ -55,6 +55,10 @@ class TrainingTask {
   [[nodiscard]] virtual Tensor loss_sum(const TaskBatch& batch, std::int64_t micro, const models::DropoutContext& context) = 0;
   /// Called at each epoch's end, on every rank (may use collectives of `mesh`). nullopt: no validation data.
   [[nodiscard]] virtual std::optional<Validation> validate(const comm::Mesh& mesh) = 0;
+  /// Steps between two calls of evaluate(), which is called after the last step too; 0: never.
+  [[nodiscard]] virtual std::int64_t evaluate_every() const { return 0; }
+  /// Figures for a record of kind "evaluation": they decide nothing. On every rank (may use collectives of `mesh`), in eval mode.
+  [[nodiscard]] virtual std::map<std::string, double> evaluate(const comm::Mesh& /*mesh*/) { return {}; }
   /// FLOPs of one training step over all ranks for given totals, by the convention stored in run.json; 0 if not known.
   [[nodiscard]] virtual double flops(std::int64_t num_interactions, std::int64_t num_tokens, std::int64_t num_labels) const = 0;
   /// Figures of the stage's own for a metrics record, since the last call on this rank; keys carry units.

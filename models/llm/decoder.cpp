@@ -4,6 +4,7 @@
 
 #include "core/error.h"
 #include "models/layers/packed_attention.h"
+#include "models/llm/decode_attention.h"
 #include "models/llm/functions.h"
 #include "models/llm/modules.h"
 
@@ -23,21 +24,6 @@ void register_at(torch::nn::Module& root, const std::string& path, const Tensor&
   const auto children = root.named_children();
   const auto child = children.contains(head) ? children[head] : root.register_module(head, std::make_shared<torch::nn::Module>(head));
   register_at(*child, path.substr(dot + 1), tensor);
-}
-
-/// New tokens against everything cached: softmax over all earlier rows and, causally, the new ones. float32 inside.
-Tensor cached_attention(const Tensor& q_TND, const Tensor& k_SKD, const Tensor& v_SKD, double scale) {
-  const std::int64_t rows = q_TND.size(0), heads = q_TND.size(1), kv = k_SKD.size(1), width = q_TND.size(2), keys = k_SKD.size(0);
-  const auto q_KXD = q_TND.to(at::kFloat).view({rows, kv, heads / kv, width}).permute({1, 2, 0, 3}).reshape({kv, -1, width});
-  const auto k_KDS = k_SKD.to(at::kFloat).permute({1, 2, 0});
-  auto scores = (at::matmul(q_KXD, k_KDS) * scale).view({kv, heads / kv, rows, keys});
-  if (rows > 1) {
-    const auto hidden_TS = at::ones({rows, keys}, scores.options().dtype(at::kBool)).triu(keys - rows + 1);
-    scores = scores.masked_fill(hidden_TS, -std::numeric_limits<float>::infinity());
-  }
-  const auto probs = scores.softmax(-1).view({kv, -1, keys});
-  const auto out = at::matmul(probs, v_SKD.to(at::kFloat).permute({1, 0, 2}));
-  return out.view({kv, heads / kv, rows, width}).permute({2, 0, 1, 3}).reshape({rows, heads, width}).to(q_TND.scalar_type());
 }
 
 }  // namespace
@@ -156,28 +142,32 @@ Tensor LlmImpl::run_layers(const Tensor& x_TH, const Tensor& positions_T, Attend
   return llm::add_norm(h_TH, delta_TH, modules_->final_norm_H, config_.norm_eps, at::kFloat, 0).second;
 }
 
-Tensor LlmImpl::forward(const Tensor& x_TH, const Tensor& positions_T, const std::vector<AttentionBlock>& blocks) {
+Tensor LlmImpl::forward(const Tensor& x_TH, const Tensor& positions_T, const std::vector<AttentionBlock>& blocks, PackedCache* keep) {
   const double scale = 1.0 / std::sqrt(static_cast<double>(config_.head_dim));
   return run_layers(x_TH, positions_T, [&](std::size_t, const Tensor& q_TND, const Tensor& k_TKD, const Tensor& v_TKD) {
+    if (keep != nullptr) {
+      keep->k_TKD.push_back(k_TKD);
+      keep->v_TKD.push_back(v_TKD);
+    }
     return packed_attention(q_TND, k_TKD, v_TKD, blocks, scale);
   });
 }
 
-Tensor LlmImpl::forward_cached(const Tensor& x_TH, const Tensor& positions_T, KeyValueCache& cache) {
+Tensor LlmImpl::forward_next(const Tensor& x_AH, const Tensor& positions_A, GrowingSequences& sequences) {
   const at::NoGradGuard no_grad;
   const double scale = 1.0 / std::sqrt(static_cast<double>(config_.head_dim));
-  cache.k_TKD.resize(modules_->layers.size());
-  cache.v_TKD.resize(modules_->layers.size());
-  return run_layers(x_TH, positions_T, [&](std::size_t i, const Tensor& q_TND, const Tensor& k_TKD, const Tensor& v_TKD) {
-    auto &keys = cache.k_TKD[i], &values = cache.v_TKD[i];
-    if (!keys.defined()) {
-      keys = k_TKD;
-      values = v_TKD;
-      return packed_attention(q_TND, k_TKD, v_TKD, {{.begin = 0, .end = q_TND.size(0)}}, scale);
+  UQA_CHECK(sequences.length < sequences.capacity, ErrorCode::kInternal, "sequences of {} rows cannot grow beyond {}", sequences.length, sequences.capacity);
+  const auto active_A = at::tensor(sequences.active, at::kLong);
+  const std::int64_t row = sequences.length++;
+  return run_layers(x_AH, positions_A, [&](std::size_t i, const Tensor& q_AND, const Tensor& k_AKD, const Tensor& v_AKD) {
+    if (row == 0) {
+      const std::vector<std::int64_t> shape{static_cast<std::int64_t>(sequences.seen.size()), sequences.capacity, k_AKD.size(1), k_AKD.size(2)};
+      for (auto* own : {&sequences.k_BSKD, &sequences.v_BSKD}) own->push_back(at::empty(shape, k_AKD.options()));
     }
-    keys = at::cat({keys, k_TKD}, 0);
-    values = at::cat({values, v_TKD}, 0);
-    return cached_attention(q_TND, keys, values, scale);
+    auto &k_BSKD = sequences.k_BSKD[i], &v_BSKD = sequences.v_BSKD[i];
+    k_BSKD.select(1, row).index_copy_(0, active_A, k_AKD);
+    v_BSKD.select(1, row).index_copy_(0, active_A, v_AKD);
+    return llm::decode_attention(q_AND, sequences.context->k_TKD[i], sequences.context->v_TKD[i], k_BSKD, v_BSKD, sequences, scale);
   });
 }
 

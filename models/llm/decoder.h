@@ -55,7 +55,12 @@ struct LlmOptions {
   std::uint64_t seed = 0;              ///< for LoRA's A
 };
 
-struct KeyValueCache;
+struct GrowingSequences;  // generate.h
+
+/// Keys and values of packed rows, one a layer, in the compute type: [T, K, D].
+struct PackedCache {
+  std::vector<Tensor> k_TKD, v_TKD;
+};
 
 /// Frozen weights are plain tensors, not registered; what is trained is registered and listed by trainable_parameters().
 class LlmImpl : public torch::nn::Module {
@@ -65,12 +70,12 @@ class LlmImpl : public torch::nn::Module {
   /// ids int64 [T] -> float32-or-bf16 rows [T, H] of embed_tokens.
   [[nodiscard]] Tensor embed(const Tensor& ids_T) const;
   /// Runs all layers and the final norm. positions int64 [T] (RoPE); rows attend as `blocks` says: blocks cover all rows, and
-  /// a block's prefix rows must lie before it. -> float32 [T, H]
-  [[nodiscard]] Tensor forward(const Tensor& x_TH, const Tensor& positions_T, const std::vector<AttentionBlock>& blocks);
+  /// a block's prefix rows must lie before it; `keep` (may be null) receives keys and values. -> float32 [T, H]
+  [[nodiscard]] Tensor forward(const Tensor& x_TH, const Tensor& positions_T, const std::vector<AttentionBlock>& blocks, PackedCache* keep = nullptr);
   /// Language-model head on selected rows, float32. [N, H] -> [N, vocab]
   [[nodiscard]] Tensor logits(const Tensor& states_NH);
-  /// Rows [T, H] behind `cache`, which they extend; one causal sequence, no gradient. -> [T, H] after the final norm.
-  [[nodiscard]] Tensor forward_cached(const Tensor& x_TH, const Tensor& positions_T, KeyValueCache& cache);
+  /// One more row for each active sequence, [A, H] at positions [A]; the sequences grow by it. No gradient. -> [A, H] after the final norm.
+  [[nodiscard]] Tensor forward_next(const Tensor& x_AH, const Tensor& positions_A, GrowingSequences& sequences);
   /// The head [vocab, H] as it is stored: compute type, or the float32 master when trainable.
   [[nodiscard]] const Tensor& head_weight() const;
 
@@ -106,7 +111,7 @@ TORCH_MODULE(Llm);
 [[nodiscard]] Tensor next_token_loss(LlmImpl& llm, const Tensor& states_TH, const Tensor& labels_T);
 
 /// Greedy continuation of one prompt, one token at a time with a KV cache; `soft` [k, H] (may be undefined) is put in front.
-/// Stops at an eos id (included) or after max_new_tokens; `stop_at_eos` false never stops early.
+/// Stops at an eos id (included) or after max_new_tokens; `stop_at_eos` false never stops early. generate.h continues many at once.
 [[nodiscard]] std::vector<std::int64_t> generate_greedy(LlmImpl& llm, const std::vector<std::int64_t>& prompt, const Tensor& soft_kH,
                                                         std::int64_t max_new_tokens, bool stop_at_eos = true);
 

@@ -9,11 +9,6 @@
 
 namespace uqa::models {
 
-/// Keys and values of the rows seen so far, per layer: [rows, K, D].
-struct KeyValueCache {
-  std::vector<Tensor> k_TKD, v_TKD;
-};
-
 struct LlmImpl::Modules {
   struct Layer {
     Tensor input_norm_H, attention_norm_H;  ///< float32

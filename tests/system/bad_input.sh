@@ -190,6 +190,34 @@ good pretrain --data data --run trm3 --model.hidden=32 "${small[@]}"
 expect 2 "encoder of width 16, --encoder-run has width 32" align --data data --questions questions --encoder-run trm3 --llm "$llm" --run from3 --adapter.from aligned
 absent from3
 expect 2 "nowhere" evaluate --run nowhere --data data
+expect 2 "eval.every = -1, must be >= 0" "${align[@]}" --llm "$llm" --run asked --eval.every=-1
+expect 2 "eval.max_questions = 0, must be > 0" "${align[@]}" --llm "$llm" --run asked --eval.every=2 --eval.max_questions=0
+expect 2 "eval.every = 2 with validation_fraction = 0" "${align[@]}" --llm "$llm" --run asked --eval.every=2 --validation_fraction=0
+absent asked
+
+# Whole answers and titles as text: refused before any work.
+good align --data data --questions questions --encoder-run trm --prompt none --llm "$llm" --run plain --lora.rank=2 --train.max_steps=1
+evaluate=(evaluate --run plain --data data --output answers)
+expect 2 "max_new_tokens = 0, must be > 0" "${evaluate[@]}" --prompt none --max_new_tokens=0
+expect 2 "temperature = -0.5, must be a number >= 0" "${evaluate[@]}" --prompt none --max-new-tokens=4 --temperature=-0.5
+expect 2 "max_new_tokens = 600 behind a prompt of [0-9]+ tokens .* at most 512" "${evaluate[@]}" --prompt none --max_new_tokens=600
+expect 2 "text_items = 0, must be > 0" "${evaluate[@]}" --prompt text --text_items=8,0
+expect 2 "text_items = few, must be a whole number" "${evaluate[@]}" --prompt text --text_items few
+expect 2 "text_items holds 8 twice" "${evaluate[@]}" --prompt text --text_items 8,8
+expect 2 "text_items has 2 values and prompt = none, must have one" "${evaluate[@]}" --prompt none --text_items 8,16
+sed '/"title":/d' "$schema" > untitled.json
+good import --schema untitled.json --input log/tiny.inter log/tiny.item --output untitled
+expect 2 "text_items = 8, needs item titles and data set untitled has none" "${evaluate[@]}" --data untitled --prompt text --text_items 8,16
+# Titles of many tokens: a few fit the LLM, all of them do not.
+sed 's/Title/A very long title of many words that says a lot about the film whose number is /' log/tiny.item > wordy.item
+good import --schema "$schema" --input log/tiny.inter wordy.item --output wordy
+if [ "$ranks" = 1 ]; then
+  good questions --data wordy --output wordy-questions --train 140 --test 56
+else
+  timeout 120 "$uqa" questions --data wordy --output wordy-questions --train 140 --test 56 >out.txt 2>err.txt || { cat err.txt; exit 1; }
+fi
+expect 2 "text_items = 256 makes a prompt of [0-9]+ tokens .* at most 512" "${evaluate[@]}" --data wordy --questions wordy-questions --prompt text --text_items 1,256
+absent answers answers.tmp plain/eval
 
 echo "$cases cases, $failures failed, $ranks rank(s)"
 [ "$failures" = 0 ]

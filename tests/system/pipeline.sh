@@ -38,11 +38,18 @@ mpirun -np 2 "$uqa" pretrain --data data --run trm "${small[@]}" --train.epochs=
 "$uqa" pretrain --config trm/config.ini --run again >/dev/null
 [ -s again/model.safetensors ] || fail "config.ini does not run again"
 
-mpirun -np 2 "$uqa" align --data data --questions questions --encoder-run trm --llm "$llm" --run align --lora.rank=4 --train.epochs=1 >/dev/null
+mpirun -np 2 "$uqa" align --data data --questions questions --encoder-run trm --llm "$llm" --run align --lora.rank=4 --train.epochs=1 \
+  --eval.every 4 --eval.max_questions 20 >/dev/null
+grep '"kind":"evaluation"' align/metrics.jsonl | grep -q '"letter_accuracy"' || fail "no question was asked during alignment"
 for prompt in soft none zero shuffled text; do
   mpirun -np 2 "$uqa" evaluate --run align --data data --prompt "$prompt" --output "eval-$prompt" >/dev/null
 done
 "$uqa" evaluate --run align --data data --prompt soft --output eval-soft-1 >/dev/null
+mpirun -np 2 "$uqa" evaluate --run align --data data --prompt text --text_items 2,8 --max-new-tokens 4 --temperature 0.7 --output budgets >/dev/null
+[ -s budgets/items2/result.json ] && [ -s budgets/items8/result.json ] || fail "two budgets of titles do not give two evaluations"
+"$uqa" evaluate --run align --data data --prompt text --text_items 8 --max_new_tokens 4 --temperature 0.7 --output again-8 >/dev/null
+grep -q '"scored": *0' again-8/result.json || fail "a second evaluation asked the model again"
+cmp -s again-8/predictions.jsonl budgets/items8/predictions.jsonl || fail "a second evaluation gives other answers"
 accuracies() { sed 's/"questions_per_s[^,]*,//' "$1/result.json" | grep -E '"(correct|n)"'; }
 [ "$(accuracies eval-soft)" = "$(accuracies eval-soft-1)" ] || fail "evaluation depends on the number of ranks"
 "$uqa" compare soft=eval-soft none=eval-none shuffled=eval-shuffled text=eval-text --output result.json | tee compare.txt

@@ -64,26 +64,47 @@ TEST_F(AlignDist, TrainingAndEvaluationAgreeWithOneRank) {
   EXPECT_EQ(together["steps"], alone["steps"]);
   EXPECT_NEAR(together["last_loss_nats"].get<double>(), alone["last_loss_nats"].get<double>(), 1e-5 * alone["last_loss_nats"].get<double>());
 
-  for (const char* prompt : {"soft", "none", "shuffled"}) {
+  struct Case {
+    const char* prompt;
+    std::int64_t max_new_tokens = 1;
+    double temperature = 0;
+  };
+  for (const auto& [prompt, max_new_tokens, temperature] : {Case{"soft"}, Case{"none"}, Case{"shuffled"}, Case{"soft", 6}, Case{"soft", 6, 1.2}}) {
     EvaluateConfig evaluate{.run = (path_ / "together").string(), .data = config.data, .prompt = prompt};
+    evaluate.max_new_tokens = max_new_tokens;
+    evaluate.temperature = temperature;
+    const auto name = fmt::format("{}-{}-{}", prompt, max_new_tokens, temperature);
     evaluate.batch_rows = 700;  // several batches, also for three ranks
     evaluate.num_threads = 1;
     evaluate.cache_responses = false;
-    evaluate.output = (path_ / "eval" / (std::string("together-") + prompt)).string();
+    evaluate.output = (path_ / "eval" / ("together-" + name)).string();
     const auto many = run_evaluate(evaluate, world_);
-    evaluate.output = (path_ / "eval" / fmt::format("alone{}-{}", world_.rank(), prompt)).string();
+    evaluate.output = (path_ / "eval" / fmt::format("alone{}-{}", world_.rank(), name)).string();
     const auto one = run_evaluate(evaluate, comm::Communicator());
     comm::barrier(world_);
     for (const Rule rule : kRules) {
-      EXPECT_EQ(many.rules.at(rule).all.correct, one.rules.at(rule).all.correct) << prompt;
+      EXPECT_EQ(many.rules.at(rule).all.correct, one.rules.at(rule).all.correct) << name;
       EXPECT_EQ(many.rules.at(rule).all.n, one.rules.at(rule).all.n);
     }
-    const auto a = read_predictions(path_ / "eval" / (std::string("together-") + prompt)), b = read_predictions(evaluate.output);
+    const auto a = read_predictions(path_ / "eval" / ("together-" + name)), b = read_predictions(evaluate.output);
     EXPECT_EQ(a.size(), b.size());
     for (std::size_t i = 0; i < std::min(a.size(), b.size()); ++i) {
-      EXPECT_EQ(to_json(a[i]), to_json(b[i])) << prompt << " question " << i;
+      EXPECT_EQ(to_json(a[i]), to_json(b[i])) << name << " question " << i;
     }
   }
+}
+
+TEST_F(AlignDist, HeldOutUsersAnswerTheSameOnAnyNumberOfRanks) {
+  auto config = test::world_config(setting_);
+  config.eval.every = 1;
+  config.micro_rows = 300;  // several batches, also for three ranks
+  AlignTask together(config, comm::Mesh(world_, 0, 1)), alone(config, comm::Mesh(comm::Communicator(), 0, 1));
+  together.set_training(false);
+  alone.set_training(false);
+  const auto many = together.evaluate(comm::Mesh(world_, 0, 1)), one = alone.evaluate(comm::Mesh(comm::Communicator(), 0, 1));
+  EXPECT_EQ(many, one);
+  EXPECT_EQ(one.at("questions"), 16);
+  EXPECT_EQ(one.size(), 1 + kRules.size());
 }
 
 TEST_F(AlignDist, ARefusalReachesEveryRank) {

@@ -2,7 +2,7 @@
 
 #include <gtest/gtest.h>
 
-#include "models/llm/decoder.h"
+#include "models/llm/generate.h"
 #include "models/tensor_io.h"
 #include "tests/golden/llm/packed_cases.h"
 
@@ -72,6 +72,28 @@ TEST_F(LlmGolden, GreedyTokensMatchTransformers) {
       const auto* e = expected[b].data_ptr<std::int64_t>();
       const std::vector<std::int64_t> want(e, e + expected.size(1));
       EXPECT_EQ(generate_greedy(*llm, {p, p + prompts.size(1)}, Tensor(), expected.size(1), /*stop_at_eos=*/false), want) << name;
+    }
+  }
+}
+
+TEST_F(LlmGolden, ManyPromptsContinuedTogetherGiveTransformersGreedyTokens) {
+  for (auto& [name, tensors, llm] : cases_) {
+    const at::NoGradGuard no_grad;
+    const auto prompts = tensors.at("generate_prompt_ids"), expected = tensors.at("generate_ids");
+    const auto count = prompts.size(0), rows = prompts.size(1);
+    std::vector<AttentionBlock> blocks;
+    std::vector<std::int64_t> last_rows;
+    for (std::int64_t b = 0; b < count; ++b) {
+      blocks.push_back({.begin = b * rows, .end = (b + 1) * rows});
+      last_rows.push_back((b + 1) * rows - 1);
+    }
+    PackedCache cache;
+    const auto states_TH = llm->forward(llm->embed(prompts.flatten()), at::arange(rows, at::kLong).repeat({count}), blocks, &cache);
+    const auto answers = generate(*llm, {.cache = &cache, .blocks = &blocks, .last_rows = last_rows, .states_BH = states_TH.index_select(0, at::tensor(last_rows, at::kLong)), .ids = {}},
+                                  {.max_new_tokens = expected.size(1), .stop_ids = {}});
+    for (std::int64_t b = 0; b < count; ++b) {
+      const auto* e = expected[b].data_ptr<std::int64_t>();
+      EXPECT_EQ(answers[static_cast<std::size_t>(b)], std::vector<std::int64_t>(e, e + expected.size(1))) << name << ", prompt " << b;
     }
   }
 }

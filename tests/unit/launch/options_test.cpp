@@ -57,6 +57,16 @@ TEST(OptionSet, ReadsValuesSwitchesAndLists) {
   EXPECT_EQ(s.inputs, (std::vector<std::string>{"a", "b", "c"}));
 }
 
+TEST(OptionSet, HyphenAndUnderscoreAreTheSameInNames) {
+  Settings s;
+  auto options = make(s);
+  ASSERT_TRUE(options.parse({"--data", "a-b_c", "--train.max-steps=7", "--optim.peak-lr", "0.25"}));
+  EXPECT_EQ(s.steps, 7);
+  EXPECT_EQ(s.lr, 0.25);
+  EXPECT_EQ(s.data, "a-b_c") << "values stay as they are";
+  EXPECT_THAT(error_of({"--data", "d", "--train.max-stops", "7"}), HasSubstr("did you mean '--train.max_steps'"));
+}
+
 TEST(OptionSet, NamesTheNearestOption) {
   EXPECT_THAT(error_of({"--data", "d", "--optim.peak_rl", "1"}), HasSubstr("did you mean '--optim.peak_lr'?"));
   EXPECT_THAT(error_of({"--data", "d", "--peak_lr", "1"}), HasSubstr("did you mean '--optim.peak_lr'?"));

@@ -1,9 +1,12 @@
 // Decoder over packed rows: against plain operations, packing, shared prefixes, bfloat16, loss, generation.
 
+#include <algorithm>
+#include <numeric>
+
 #include <gtest/gtest.h>
 
 #include "core/error.h"
-#include "models/llm/modules.h"
+#include "models/llm/generate.h"
 #include "tests/unit/models/llm_tiny.h"
 
 namespace uqa::models {
@@ -120,14 +123,127 @@ TEST_P(LlmDecoder, CachedGenerationEqualsRecomputation) {
   }
 }
 
-TEST_P(LlmDecoder, SeveralRowsBehindACacheEqualOneForward) {
+/// Two prompts that share their first five rows, each with an option behind it that is scored and not continued, and one prompt alone.
+struct Forest {
+  Tensor ids_T, positions_T;
+  std::vector<AttentionBlock> blocks = {{.begin = 0, .end = 5},                 // shared
+                                        {.begin = 5, .end = 8, .parent = 0},    // first prompt, ends with row 6; row 7 is its option
+                                        {.begin = 8, .end = 12, .parent = 0},   // second prompt
+                                        {.begin = 12, .end = 14, .parent = 2},  // its option
+                                        {.begin = 14, .end = 20}};              // a prompt alone
+  std::vector<std::int64_t> last_rows = {6, 11, 19};
+  explicit Forest(const LlmConfig& config) : ids_T(random_ids(config, 20, 3)) {
+    positions_T = at::cat({at::arange(5, at::kLong), at::arange(5, 8, at::kLong), at::arange(5, 9, at::kLong), at::arange(9, 11, at::kLong), at::arange(6, at::kLong)});
+  }
+  /// Tokens of prompt b.
+  [[nodiscard]] std::vector<std::int64_t> prompt(std::size_t b) const {
+    std::vector<std::int64_t> tokens;
+    for (const auto& range : rows_seen(blocks, last_rows[b])) {
+      const auto* rows = ids_T.const_data_ptr<std::int64_t>();
+      tokens.insert(tokens.end(), rows + range.begin, rows + range.end);
+    }
+    return tokens;
+  }
+  [[nodiscard]] std::vector<std::vector<std::int64_t>> continued(Llm& llm, const GenerateOptions& options, const std::vector<std::uint64_t>& ids = {1, 2, 3}) const {
+    const at::NoGradGuard no_grad;
+    PackedCache cache;
+    const auto states_TH = llm->forward(llm->embed(ids_T), positions_T, blocks, &cache);
+    return generate(*llm, {.cache = &cache, .blocks = &blocks, .last_rows = last_rows, .states_BH = states_TH.index_select(0, at::tensor(last_rows, at::kLong)), .ids = ids},
+                    options);
+  }
+};
+
+TEST_P(LlmDecoder, SequencesBehindATreeContinueAsTheyDoAlone) {
   auto llm = tiny_llm(config_);
   const at::NoGradGuard no_grad;
-  const auto ids_T = random_ids(config_, 10, 3);
-  KeyValueCache cache;
-  const auto first = llm->forward_cached(llm->embed(ids_T.narrow(0, 0, 6)), at::arange(6, at::kLong), cache);
-  const auto rest = llm->forward_cached(llm->embed(ids_T.narrow(0, 6, 4)), at::arange(6, 10, at::kLong), cache);
-  EXPECT_LT(relative_error(at::cat({first, rest}), causal_states(llm, ids_T)), 1e-5);
+  const Forest forest(config_);
+  EXPECT_EQ(forest.prompt(0).size(), 7U);
+  EXPECT_EQ(forest.prompt(1).size(), 9U);
+  const auto answers = forest.continued(llm, {.max_new_tokens = 9, .stop_ids = {}});
+  for (std::size_t b = 0; b < 3; ++b) {
+    auto sequence = forest.prompt(b);
+    ASSERT_EQ(answers[b].size(), 9U);
+    for (const auto token : answers[b]) {
+      const auto states = causal_states(llm, at::tensor(sequence, at::kLong));
+      EXPECT_EQ(llm->logits(states.narrow(0, states.size(0) - 1, 1)).argmax().item<std::int64_t>(), token) << "sequence " << b;
+      sequence.push_back(token);
+    }
+  }
+  EXPECT_NE(answers[0], answers[1]);
+}
+
+TEST_P(LlmDecoder, OneMoreRowEqualsOneForward) {
+  for (const auto dtype : {at::kFloat, at::kBFloat16}) {
+    auto llm = tiny_llm(config_, {.dtype = dtype});
+    const at::NoGradGuard no_grad;
+    const auto ids_T = random_ids(config_, 12, 3);
+    PackedCache cache;
+    const std::vector<AttentionBlock> blocks{{.begin = 0, .end = 9}};
+    static_cast<void>(llm->forward(llm->embed(ids_T.narrow(0, 0, 9)), at::arange(9, at::kLong), blocks, &cache));
+    // Of three sequences behind the same rows the second has ended.
+    GrowingSequences sequences{.context = &cache, .seen = {rows_seen(blocks, 8), rows_seen(blocks, 8), rows_seen(blocks, 8)}, .active = {0, 2}, .capacity = 3,
+                               .k_BSKD = {}, .v_BSKD = {}};
+    std::vector<Tensor> last;
+    for (std::int64_t step = 0; step < 3; ++step) {
+      const auto token_A = ids_T.narrow(0, 9 + step, 1).repeat({2});
+      last.push_back(llm->forward_next(llm->embed(token_A), at::full({2}, 9 + step, at::kLong), sequences));
+      EXPECT_TRUE(at::equal(last.back()[0], last.back()[1]));
+    }
+    const auto whole_TH = causal_states(llm, ids_T);
+    for (std::int64_t step = 0; step < 3; ++step) {
+      EXPECT_LT(relative_error(last[static_cast<std::size_t>(step)][0], whole_TH[9 + step]), dtype == at::kFloat ? 1e-5 : 3e-2);
+    }
+    EXPECT_THROW(static_cast<void>(llm->forward_next(llm->embed(ids_T.narrow(0, 0, 2)), at::full({2}, 12, at::kLong), sequences)), Error);
+  }
+}
+
+TEST_P(LlmDecoder, SequencesEndOneByOne) {
+  auto llm = tiny_llm(config_);
+  const Forest forest(config_);
+  const auto free_run = forest.continued(llm, {.max_new_tokens = 8, .stop_ids = {}});
+  const std::vector<std::int64_t> stop{free_run[0][0], free_run[1][4]};
+  const auto stopped = forest.continued(llm, {.max_new_tokens = 8, .stop_ids = stop});
+  EXPECT_EQ(stopped[0].size(), 1U);
+  for (std::size_t b = 0; b < 3; ++b) {
+    const auto end = std::ranges::find_first_of(free_run[b], stop);
+    const auto length = std::min<std::ptrdiff_t>(8, end - free_run[b].begin() + 1);
+    EXPECT_EQ(stopped[b], std::vector<std::int64_t>(free_run[b].begin(), free_run[b].begin() + length)) << "sequence " << b;
+  }
+  EXPECT_LE(stopped[1].size(), 5U);
+}
+
+TEST_P(LlmDecoder, DrawsDependOnSeedIdAndStepAlone) {
+  auto llm = tiny_llm(config_);
+  const Forest forest(config_);
+  const GenerateOptions options{.max_new_tokens = 8, .temperature = 0.8, .seed = 5, .stop_ids = {}};
+  const auto together = forest.continued(llm, options);
+  EXPECT_EQ(forest.continued(llm, options), together);
+  auto fewer = forest;
+  fewer.last_rows = {19};
+  EXPECT_EQ(fewer.continued(llm, options, {3}).front(), together[2]);
+  EXPECT_NE(fewer.continued(llm, options, {4}).front(), together[2]);
+  auto other = options;
+  other.seed = 6;
+  EXPECT_NE(forest.continued(llm, other), together);
+  other.temperature = 1e-12;
+  EXPECT_EQ(forest.continued(llm, other), forest.continued(llm, {.max_new_tokens = 8, .stop_ids = {}}));
+}
+
+TEST_P(LlmDecoder, DrawnTokensHaveTheDistributionOfTheLogits) {
+  auto llm = tiny_llm(config_);
+  const at::NoGradGuard no_grad;
+  const std::int64_t draws = 20000;
+  const auto state_1H = testing::random_normal({1, config_.hidden}, 11, at::kFloat);
+  std::vector<std::uint64_t> ids(draws);
+  std::iota(ids.begin(), ids.end(), 0U);
+  for (const double temperature : {0.7, 2.0}) {
+    const auto expected_V = (llm->logits(state_1H).to(at::kDouble) / temperature).softmax(1).squeeze(0);
+    const auto tokens = next_tokens(*llm, state_1H.expand({draws, -1}), {.temperature = temperature, .stop_ids = {}}, ids, 3);
+    const auto share_V = at::bincount(tokens, {}, config_.vocab_size).to(at::kDouble) / static_cast<double>(draws);
+    const auto sd_V = (expected_V * (1 - expected_V) / static_cast<double>(draws)).sqrt();
+    EXPECT_LT(((share_V - expected_V).abs() - 5 * sd_V).max().item<double>(), 1e-4) << "temperature " << temperature;
+    EXPECT_GT(expected_V.max().item<double>() - expected_V.min().item<double>(), 0.02) << "not uniform";
+  }
 }
 
 TEST_P(LlmDecoder, GenerationStopsAtAnEndToken) {

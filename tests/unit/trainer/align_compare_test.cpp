@@ -72,6 +72,26 @@ TEST_F(AlignCompare, AveragesSeedsBeforeTheTestAndAdjustsOverArms) {
   EXPECT_EQ(to_json(report)["comparisons"].size(), report.comparisons.size());
 }
 
+TEST_F(AlignCompare, AClaimIsAboutTheStrongestOfTheOthers) {
+  std::vector<bool> good(32, true), half(32, false), bad(32, false);
+  for (std::size_t q = 0; q < 32; q += 2) half[q] = true;
+  const auto arm = [&](const std::string& name, const std::vector<bool>& correct) { return CompareArm{.name = name, .directories = {write(name, correct)}}; };
+  const auto report = compare(arm("soft", good), {arm("none", bad), arm("tuned", half), arm("zero", bad)});
+  const auto claims = claims_of(report);
+  ASSERT_EQ(claims.size(), kRules.size());
+  EXPECT_EQ(claims[0].strongest, "tuned");
+  EXPECT_EQ(claims[0].num_others, 3);
+  EXPECT_DOUBLE_EQ(claims[0].difference, 0.5);
+  EXPECT_EQ(claims[0].p_holm, find(report, "tuned", "all").p_holm);
+  EXPECT_TRUE(claims[0].above_all);
+  EXPECT_THAT(render(report), ::testing::HasSubstr("soft is above the 3 other(s) at level 0.05; the strongest is tuned: +50.00 %"));
+  EXPECT_EQ(to_json(report)["claims"][0]["strongest_other"], "tuned");
+  // As good as one of them: no claim.
+  const auto tied = claims_of(compare(arm("soft", half), {arm("none", bad), arm("tuned", half)}));
+  EXPECT_FALSE(tied[0].above_all);
+  EXPECT_EQ(tied[0].strongest, "tuned");
+}
+
 TEST_F(AlignCompare, RefusesOtherQuestions) {
   const auto a = write("a", std::vector<bool>(8, true));
   const auto shorter = write("b", std::vector<bool>(6, true)), other = write("c", std::vector<bool>(8, true), /*first_id=*/100);

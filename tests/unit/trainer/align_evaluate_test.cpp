@@ -1,6 +1,8 @@
 #include "trainer/evaluate.h"
 
 #include <algorithm>
+#include <map>
+#include <numeric>
 #include <set>
 
 #include <gmock/gmock.h>
@@ -9,6 +11,7 @@
 #include "align_fixture.h"
 #include "tests/support/expect_error.h"
 #include "tests/support/temp_dir.h"
+#include "trainer/evaluate_parts.h"
 #include "trainer/option_audit.h"
 
 namespace uqa::trainer {
@@ -167,6 +170,168 @@ TEST_F(AlignEvaluate, WhatWasAnsweredBeforeIsNotAskedAgain) {
   write_file_atomic(file, bytes);
   EXPECT_UQA_ERROR(evaluate(cached), ErrorCode::kData, "responses.bin is damaged");
   fs::remove(file);
+}
+
+TEST_F(AlignEvaluate, WholeAnswersAreWhatTheModelWritesAlone) {
+  const auto aligned = load_aligned(dir_->path() / "run");
+  auto llm = aligned.llm;
+  const auto set = data::read_questions(world_->questions);
+  const auto data = data::Dataset::open(world_->data);
+  const PromptEncoder encoder(aligned.llm_directory, set.language, aligned.prompt_options);
+  const auto states = compute_user_states(aligned.encoder, data, encoder_spans(set.test, aligned.encoder_config.max_len), aligned.adapter->view(), comm::Communicator());
+  std::vector<std::int64_t> every(set.test.size());
+  std::iota(every.begin(), every.end(), std::int64_t{0});
+  const at::NoGradGuard no_grad;
+  const auto [rows_TH, layout] = states.select(every);
+  const auto soft_BKL = aligned.adapter->forward(rows_TH, layout);
+  for (const char* prompt : {"none", "soft"}) {
+    auto whole = config(prompt);
+    whole.max_new_tokens = 7;
+    const auto result = evaluate(whole);
+    const auto predictions = predictions_of(whole);
+    std::int64_t tokens = 0, correct = 0;
+    for (std::size_t q = 0; q < set.test.size(); ++q) {
+      auto ids = encoder.encode(set.test[q], prompt_of_name(prompt)).prompt;
+      Tensor soft_KL;
+      if (std::string(prompt) == "soft") {
+        ids.erase(ids.begin());  // the token's row: it stands before the chat
+        soft_KL = soft_BKL[static_cast<std::int64_t>(q)];
+      }
+      auto answer = generate_greedy(*llm, ids, soft_KL, 7, /*stop_at_eos=*/false);
+      if (const auto end = std::find(answer.begin(), answer.end(), encoder.end_id()); end != answer.end()) answer.erase(end + 1, answer.end());
+      tokens += static_cast<std::int64_t>(answer.size());
+      const auto text = encoder.tokenizer().decode(answer, /*skip_special=*/true);
+      EXPECT_EQ(predictions[q].prediction, text) << prompt << " question " << q;
+      correct += text.starts_with(set.test[q].answer) ? 1 : 0;
+    }
+    EXPECT_EQ(result.rules.at(Rule::kFirstToken).all.correct, correct);
+    EXPECT_DOUBLE_EQ(result.details["output_tokens_per_question"].get<double>(), static_cast<double>(tokens) / static_cast<double>(set.test.size()));
+    EXPECT_GT(tokens, static_cast<std::int64_t>(set.test.size())) << "more than one token each";
+    // The scores are those of the first-token evaluation.
+    const auto first = evaluate(config(prompt));
+    EXPECT_EQ(result.rules.at(Rule::kText).all.correct, first.rules.at(Rule::kText).all.correct);
+  }
+}
+
+TEST_F(AlignEvaluate, DrawnAnswersDoNotDependOnTheBatch) {
+  auto drawn = config("none");
+  drawn.max_new_tokens = 6;
+  drawn.temperature = 1.5;
+  const auto texts = [&](const EvaluateConfig& settings) {
+    static_cast<void>(evaluate(settings));
+    std::map<std::int64_t, std::string> by_id;
+    for (const auto& p : predictions_of(settings)) by_id[p.id] = p.prediction;
+    return by_id;
+  };
+  const auto large = texts(drawn);
+  auto other = drawn;
+  other.batch_rows = 1;
+  EXPECT_EQ(texts(other), large);
+  other.max_questions = 10;
+  const auto some = texts(other);
+  EXPECT_EQ(some.size(), 10U);
+  for (const auto& [id, text] : some) EXPECT_EQ(large.at(id), text) << "question " << id;
+  other = drawn;
+  other.sample_seed = 2;
+  EXPECT_NE(texts(other), large);
+  EXPECT_THAT(evaluation_directory(other, "0123456789").string(), ::testing::EndsWith("eval/none.new6.temperature1.5.sample2-01234567"));
+  other.temperature = 0;
+  EXPECT_NE(texts(other), large);
+}
+
+TEST_F(AlignEvaluate, WholeAnswersAreKeptToo) {
+  auto cached = config("soft");
+  cached.cache_responses = true;
+  cached.max_new_tokens = 5;
+  EXPECT_EQ(evaluate(cached).details["scored"], 32);
+  const auto first = predictions_of(cached);
+  const auto again = evaluate(cached);
+  EXPECT_EQ(again.details["scored"], 0);
+  const auto second = predictions_of(cached);
+  for (std::size_t i = 0; i < first.size(); ++i) EXPECT_EQ(to_json(first[i]), to_json(second[i]));
+  cached.max_new_tokens = 6;
+  EXPECT_EQ(evaluate(cached).details["scored"], 32) << "another length is another answer";
+  cached.temperature = 1;
+  EXPECT_EQ(evaluate(cached).details["scored"], 32);
+  cached.sample_seed = 2;
+  EXPECT_EQ(evaluate(cached).details["scored"], 32);
+  EXPECT_EQ(evaluate(cached).details["scored"], 0);
+  const auto file = dir_->path() / "run" / "eval" / "responses.bin";
+  write_file_atomic(file, "uqa.responses 1\n" + std::string(80, '\0'));
+  EXPECT_UQA_ERROR(evaluate(cached), ErrorCode::kData, "of an earlier version");
+  fs::remove(file);
+}
+
+TEST_F(AlignEvaluate, SeveralBudgetsAreTheSameAsOneByOne) {
+  std::vector<EvaluateConfig> budgets;
+  for (const std::int64_t items : {1, 3}) {
+    auto budget = config("text");
+    budget.text_items = items;
+    budgets.push_back(budget);
+  }
+  const auto together = run_evaluations(budgets, comm::Communicator());
+  ASSERT_EQ(together.size(), 2U);
+  EXPECT_EQ(together[0].details["titles_per_question"], 1.0);
+  EXPECT_GT(together[1].details["titles_per_question"].get<double>(), 2.0);
+  EXPECT_GT(together[1].input_tokens_per_question, together[0].input_tokens_per_question + 5);
+  for (std::size_t b = 0; b < 2; ++b) {
+    const auto predictions = predictions_of(budgets[b]);
+    const auto alone = evaluate(budgets[b]);
+    EXPECT_EQ(to_json(alone)["rules"], to_json(together[b])["rules"]);
+    const auto again = predictions_of(budgets[b]);
+    for (std::size_t i = 0; i < predictions.size(); ++i) EXPECT_EQ(to_json(predictions[i]), to_json(again[i])) << "budget " << budgets[b].text_items;
+  }
+  // Seeds of the shuffle likewise; each has histories of its own.
+  std::vector<EvaluateConfig> seeds{config("shuffled"), config("shuffled")};
+  seeds[1].shuffle_seed = 2;
+  static_cast<void>(run_evaluations(seeds, comm::Communicator()));
+  const auto first = predictions_of(seeds[0]), second = predictions_of(seeds[1]);
+  static_cast<void>(evaluate(seeds[1]));
+  const auto second_alone = predictions_of(seeds[1]);
+  bool differ = false;
+  for (std::size_t i = 0; i < first.size(); ++i) {
+    EXPECT_EQ(to_json(second[i]), to_json(second_alone[i]));
+    differ = differ || to_json(first[i]) != to_json(second[i]);
+  }
+  EXPECT_TRUE(differ);
+}
+
+TEST_F(AlignEvaluate, RefusesWhatDoesNotFitBeforeAnyWork) {
+  auto bad = config("none");
+  bad.max_new_tokens = 1000;
+  bad.output = (dir_->path() / "refused").string();
+  EXPECT_UQA_ERROR(evaluate(bad), ErrorCode::kConfig, "max_new_tokens = 1000 behind a prompt of");
+  EXPECT_UQA_ERROR(evaluate(bad), ErrorCode::kConfig, "the LLM takes at most 512");
+  EXPECT_FALSE(fs::exists(bad.output));
+  bad = config("none");
+  bad.max_new_tokens = 0;
+  EXPECT_UQA_ERROR(evaluate(bad), ErrorCode::kConfig, "max_new_tokens = 0, must be > 0");
+  bad.max_new_tokens = 1;
+  bad.temperature = -0.5;
+  EXPECT_UQA_ERROR(evaluate(bad), ErrorCode::kConfig, "temperature = -0.5, must be a number >= 0");
+  bad.temperature = 0;
+  bad.text_items = 0;
+  EXPECT_UQA_ERROR(evaluate(bad), ErrorCode::kConfig, "text_items = 0");
+  // The longest prompt decides, with the longest that may follow it less the last token.
+  std::vector<data::Question> questions(2);
+  questions[1].id = 7;
+  std::vector<EncodedQuestion> encoded(2);
+  encoded[0].prompt.resize(10);
+  encoded[1].prompt.resize(9);
+  encoded[1].options = {{1, 2, 3}};
+  const auto text = config("text");
+  EXPECT_NO_THROW(check_context(questions, encoded, text, 64, 11));
+  EXPECT_UQA_ERROR(check_context(questions, encoded, text, 64, 10), ErrorCode::kConfig,
+                   "text_items = 64 makes a prompt of 9 tokens (question 7), 11 with what follows it, the LLM takes at most 10; lower --text_items");
+}
+
+TEST_F(AlignEvaluate, TitlesThatAreMissingAreRefused) {
+  const auto bare = dir_->path() / "bare";
+  static_cast<void>(test::write_world_data(bare, /*with_titles=*/false));
+  auto bad = config("text");
+  bad.data = (bare / "data").string();
+  bad.text_items = 16;
+  EXPECT_UQA_ERROR(evaluate(bad), ErrorCode::kConfig, "prompt = text with text_items = 16, needs item titles");
 }
 
 TEST_F(AlignEvaluate, AuditCountsWhatTheOrderOfOptionsMoves) {

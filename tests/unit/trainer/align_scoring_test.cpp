@@ -1,3 +1,4 @@
+#include "models/llm/generate.h"
 #include "trainer/scoring.h"
 
 #include <gtest/gtest.h>
@@ -64,7 +65,7 @@ void AlignScoring::expect_scores_of_single_runs() {
   EXPECT_EQ(packed.num_rows(), num_rows(list));
   const auto head_RH = run_prompts(*llm_, packed, soft_BH_);
   const auto sums_C = continuation_sums(packed, token_log_probs(*llm_, head_RH, packed));
-  const auto greedy_B = greedy_tokens(*llm_, head_RH, packed);
+  const auto greedy_B = models::next_tokens(*llm_, head_RH.index_select(0, packed.prompt_heads_B), {}, {}, 0);
   std::int64_t c = 0;
   bool some_long = false;
   for (std::size_t q = 0; q < list.size(); ++q) {

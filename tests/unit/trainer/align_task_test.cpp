@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <numeric>
+#include <set>
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
@@ -11,7 +12,8 @@
 #include "core/hash.h"
 #include "tests/support/expect_error.h"
 #include "tests/support/temp_dir.h"
-#include "trainer/align_parts.h"
+#include "trainer/align_questions.h"
+#include "trainer/evaluate.h"
 
 namespace uqa::trainer {
 namespace {
@@ -338,6 +340,61 @@ TEST_F(Align, RefusesADataSetWithOtherTables) {
   check_same_schema(encoder.config, data.schema());
   encoder.config.tables[0].rows += 1;
   EXPECT_UQA_ERROR(check_same_schema(encoder.config, data.schema()), ErrorCode::kConfig, "the encoder's has 5");
+}
+
+TEST_F(Align, AsksHeldOutUsersWhileItLearns) {
+  auto config = world_config(world_);
+  config.loop.train.epochs = 4;
+  config.validation_questions = 0;  // the last weights stay
+  config.calibrate = true;
+  static_cast<void>(train(config, "silent"));
+  config.eval.every = 3;
+  config.eval.max_questions = 9;
+  static_cast<void>(train(config, "asking"));
+  const auto losses = records("asking", "loss_nats"), silent = records("silent", "loss_nats");
+  ASSERT_EQ(losses.size(), silent.size());
+  for (std::size_t i = 0; i < losses.size(); ++i) EXPECT_EQ(losses[i]["loss_nats"], silent[i]["loss_nats"]) << "asking changes nothing";
+  const auto asked = records("asking", "calibrated_accuracy");
+  const auto last_step = losses.back()["step"].get<std::int64_t>();
+  ASSERT_EQ(asked.size(), static_cast<std::size_t>(last_step / 3 + (last_step % 3 != 0 ? 1 : 0)));
+  EXPECT_EQ(asked.front()["step"], 3);
+  EXPECT_EQ(asked.back()["step"], last_step);
+  EXPECT_TRUE(records("silent", "calibrated_accuracy").empty());
+
+  // The last record is what `uqa evaluate` says about the same questions.
+  const auto data = data::Dataset::open(world_.data);
+  const AlignQuestions questions(config, data);
+  const auto set = data::read_questions(world_.questions);
+  std::vector<data::Question> held_out;
+  for (const auto q : members_of(questions.asked(), {0, questions.asked().size()})) held_out.push_back(set.train[q]);
+  ASSERT_EQ(held_out.size(), 9U);
+  std::set<std::int64_t> trained;
+  for (const auto q : members_of(questions.train(), {0, questions.train().size()})) trained.insert(set.train[q].user);
+  for (const auto& question : held_out) EXPECT_FALSE(trained.contains(question.user));
+  auto others = set.train;
+  std::erase_if(others, [&](const auto& question) { return !trained.contains(question.user); });
+  test::write_question_set(dir_.path() / "held-out", others, held_out, set.data_digest);
+  const auto result = run_evaluate({.run = (dir_.path() / "asking").string(), .data = config.data, .questions = (dir_.path() / "held-out").string(), .num_threads = 1},
+                                   comm::Communicator());
+  EXPECT_EQ(asked.back()["questions"], 9.0);
+  for (const Rule rule : kRules) {
+    EXPECT_DOUBLE_EQ(asked.back()[std::string(name_of(rule)) + "_accuracy"].get<double>(), result.rules.at(rule).all.value()) << name_of(rule);
+  }
+  EXPECT_EQ(result.rules.at(Rule::kCalibrated).all.n, 9);
+}
+
+TEST_F(Align, RefusesToAskNobody) {
+  auto config = world_config(world_);
+  config.eval.every = -1;
+  EXPECT_UQA_ERROR(config.validate(), ErrorCode::kConfig, "eval.every = -1, must be >= 0");
+  config.eval.every = 5;
+  config.eval.max_questions = 0;
+  EXPECT_UQA_ERROR(config.validate(), ErrorCode::kConfig, "eval.max_questions = 0, must be > 0");
+  config.eval.max_questions = 10;
+  config.validation_fraction = 0;
+  EXPECT_UQA_ERROR(config.validate(), ErrorCode::kConfig, "eval.every = 5 with validation_fraction = 0");
+  config.validation_fraction = 1e-6;
+  EXPECT_UQA_ERROR(AlignTask(config, one_rank()), ErrorCode::kConfig, "holds out no user");
 }
 
 }  // namespace

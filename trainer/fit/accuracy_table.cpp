@@ -8,14 +8,6 @@
 namespace uqa::fit {
 namespace {
 
-Json to_json(const Estimate& estimate) {
-  Json json{{"value", estimate.value}, {"standard_error", estimate.standard_error}};
-  json["low"] = estimate.interval ? Json(estimate.interval->low) : Json(nullptr);
-  json["high"] = estimate.interval ? Json(estimate.interval->high) : Json(nullptr);
-  if (!estimate.interval) json["reason"] = estimate.reason;
-  return json;
-}
-
 Json to_json(const SigmoidFit& fit) {
   if (!fit.fitted) return {{"fitted", false}, {"reason", fit.reason}};
   Json curve = Json::array();

@@ -181,12 +181,12 @@ std::string points_csv(const std::vector<Run>& runs) {
   }
   columns.insert(columns.end(), accuracies.begin(), accuracies.end());
   std::string text;
-  for (std::size_t c = 0; c < columns.size(); ++c) text += (c > 0 ? "," : "") + columns[c];
+  for (std::size_t c = 0; c < columns.size(); ++c) text.append(c > 0 ? "," : "").append(columns[c]);
   text += "\n";
   for (const auto& row : rows) {
     for (std::size_t c = 0; c < columns.size(); ++c) {
       const auto at = std::find_if(row.begin(), row.end(), [&](const auto& cell) { return cell.first == columns[c]; });
-      text += (c > 0 ? "," : "") + (at == row.end() ? "" : quoted(at->second));
+      text.append(c > 0 ? "," : "").append(at == row.end() ? "" : quoted(at->second));
     }
     text += "\n";
   }

@@ -30,6 +30,7 @@ class ReportCommand final : public Command {
     UQA_CHECK(call_.overwrite || !fs::exists(output_), ErrorCode::kConfig, "--output = {} exists; give another path or --overwrite", output_);
     UQA_CHECK(csv_.empty() || call_.overwrite || !fs::exists(csv_), ErrorCode::kConfig, "--csv = {} exists; give another path or --overwrite", csv_);
     const fs::path plotly = plotly_.empty() ? report::default_plotly_js() : plotly_;
+    UQA_CHECK(!plotly.empty(), ErrorCode::kConfig, "plotly.min.js is not in the virtual environment of this build; run scripts/setup.sh or give --plotly FILE");
     UQA_CHECK(fs::is_regular_file(plotly), ErrorCode::kConfig, "plotly = {}, there is no such file; run scripts/setup.sh or give --plotly FILE", plotly.string());
     report::Loaded loaded;
     for (const auto& word : sources_) report::load(report::parse_source(word), loaded);

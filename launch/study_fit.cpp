@@ -6,9 +6,7 @@
 #include "launch/bind.h"
 #include "launch/study.h"
 #include "trainer/fit/study_fit.h"
-#if __has_include("trainer/study/study_file.h")
 #include "trainer/study/study_file.h"
-#endif
 
 namespace uqa::launch {
 namespace {
@@ -16,12 +14,7 @@ namespace {
 /// A study's directory is given itself, or named by its file.
 fs::path study_directory(const fs::path& study) {
   UQA_CHECK(fs::exists(study), ErrorCode::kConfig, "study = {} does not exist; give a study file or its directory", study.string());
-  if (fs::is_directory(study)) return study;
-#if __has_include("trainer/study/study_file.h")
-  return trainer::study::read_study(study).directory;
-#else
-  UQA_FAIL(ErrorCode::kConfig, "study = {} is not a directory; give the study's directory", study.string());
-#endif
+  return fs::is_directory(study) ? study : trainer::study::read_study(study).directory;
 }
 
 class StudyFitCommand final : public Command {

@@ -139,7 +139,15 @@ std::string escape_html(const std::string& text) {
   return out;
 }
 
-std::string default_plotly_js() { return UQA_PLOTLY_JS; }
+std::string default_plotly_js() {
+  const fs::path lib = fs::path(UQA_VENV) / "lib";
+  if (!fs::is_directory(lib)) return {};
+  for (const auto& python : fs::directory_iterator(lib)) {
+    const auto path = python.path() / "site-packages" / "plotly" / "package_data" / "plotly.min.js";
+    if (fs::is_regular_file(path)) return path.string();
+  }
+  return {};
+}
 
 std::string render_page(const Page& page, const std::string& plotly_js) {
   Json plots = Json::array();

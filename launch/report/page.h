@@ -72,7 +72,7 @@ struct Page {
 [[nodiscard]] std::string render_page(const Page& page, const std::string& plotly_js);
 /// One CSV file a plot: variant, series, x, y, low, high, label.
 void write_csvs(const Page& page, const fs::path& directory);
-/// Path of plotly.min.js that this build found.
+/// plotly.min.js in the virtual environment that this program was built with; "" when the wheel is not there.
 [[nodiscard]] std::string default_plotly_js();
 
 [[nodiscard]] std::string escape_html(const std::string& text);

@@ -219,5 +219,29 @@ fi
 expect 2 "text_items = 256 makes a prompt of [0-9]+ tokens .* at most 512" "${evaluate[@]}" --data wordy --questions wordy-questions --prompt text --text_items 1,256
 absent answers answers.tmp plain/eval
 
+# Scaling-law fits and reports. They never start MPI: one rank is enough.
+if [ "$ranks" = 1 ]; then
+  printf 'parameters,tokens,loss\n1e6,1e7,3\n2e6,1e7,2.9\n' > few.csv
+  expect 2 "no law can be fitted to the 2 runs of few.csv.*add runs" study fit --points few.csv --columns n=parameters,d=tokens,loss=loss
+  expect 2 "column 'parameter' for n.*did you mean 'parameters'" study fit --points few.csv --columns n=parameter,loss=loss
+  expect 2 "unknown role 'los'.*did you mean 'loss'" study fit --points few.csv --columns n=parameters,los=loss
+  expect 2 "needs one of --study FILE and --points" study fit --columns n=parameters,loss=loss
+  expect 2 "drop_outliers = 2, there are 2 runs" study fit --points few.csv --columns n=parameters,loss=loss --drop_outliers 2
+  printf 'parameters,tokens,loss\n1e6,1e7,3\n2e6,1e7,nan\n' > nan.csv
+  expect 3 "nan.csv, run 2: loss = 'nan' is not finite" study fit --points nan.csv --columns n=parameters,loss=loss
+  printf 'parameters,tokens,loss\n1e6,1e7,3\n2e6,1e7\n' > short.csv
+  expect 3 "short.csv, line 3: 2 cells, the header has 3" study fit --points short.csv --columns n=parameters,loss=loss
+  expect 2 "unknown action 'fitt'.*did you mean 'fit'" study fitt
+  expect 2 "nowhere does not exist" report nowhere --output page.html
+  expect 2 "busy holds no run" report busy --output page.html
+  cp -r trm newer
+  sed -i 's/"uqa": *"[^"]*"/"uqa": "9.3.0"/' newer/run.json
+  expect 2 "written by uqa 9.3.0" report newer --output page.html
+  expect 2 "plotly = none.js, there is no such file" report trm --output page.html --plotly none.js
+  expect 2 "holds no run.json" export --tensorboard --run busy --output tb
+  expect 2 "dtype has no part in --tensorboard" export --tensorboard --run trm --output tb --dtype bf16
+  absent page.html tb tb.tmp
+fi
+
 echo "$cases cases, $failures failed, $ranks rank(s)"
 [ "$failures" = 0 ]

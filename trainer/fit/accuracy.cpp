@@ -2,6 +2,8 @@
 
 #include <algorithm>
 #include <cmath>
+#include <limits>
+#include <map>
 #include <set>
 
 #include <boost/math/distributions/chi_squared.hpp>
@@ -9,7 +11,6 @@
 #include <lbfgs.h>
 
 #include "core/error.h"
-#include "core/random.h"
 
 namespace uqa::fit {
 namespace {
@@ -75,8 +76,6 @@ struct Sigmoid {
 
 double student_quantile(double p, double degrees) { return boost::math::quantile(boost::math::students_t(degrees), p); }
 
-double normal(PhiloxStream& random) { return normal_quantile(std::clamp(random.uniform_double(), 1e-12, 1 - 1e-12)); }
-
 /// Empty when the accuracies differ by more than independent draws (and users) explain, p < 0.05.
 std::string why_flat(const std::vector<AccuracyRun>& runs) {
   double correct = 0, questions = 0, statistic = 0;
@@ -95,6 +94,23 @@ std::string why_flat(const std::vector<AccuracyRun>& runs) {
 }
 
 }  // namespace
+
+double users_effect(const std::vector<std::pair<std::int64_t, bool>>& answers) {
+  std::map<std::int64_t, std::pair<double, double>> by_user;  // right, asked
+  double right = 0;
+  for (const auto& [user, correct] : answers) {
+    by_user[user].first += correct ? 1 : 0;
+    by_user[user].second += 1;
+    right += correct ? 1 : 0;
+  }
+  const double n = static_cast<double>(answers.size()), users = static_cast<double>(by_user.size());
+  if (by_user.size() < 2 || right == 0 || right == n) return 1;
+  // Linearized variance of a ratio of sums over users, over the binomial one.
+  const double p = right / n;
+  double squares = 0;
+  for (const auto& [user, counts] : by_user) squares += (counts.first - p * counts.second) * (counts.first - p * counts.second);
+  return std::max(1.0, squares * users / (users - 1) / (n * p * (1 - p)));
+}
 
 SigmoidFit fit_sigmoid(const std::vector<AccuracyRun>& runs, double chance, const BootstrapOptions& options) {
   options.validate();
@@ -141,7 +157,7 @@ SigmoidFit fit_sigmoid(const std::vector<AccuracyRun>& runs, double chance, cons
   for (std::int64_t b = 0; b < options.num_resamples; ++b) {
     for (std::size_t i = 0; i < runs.size(); ++i) {
       const double p = sigmoid.accuracy(best.data(), runs[i].loss), n = runs[i].num_questions;
-      drawn.correct[i] = std::clamp(n * p + std::sqrt(fit.overdispersion * n * p * (1 - p)) * normal(random), 0.0, n);
+      drawn.correct[i] = std::clamp(n * p + std::sqrt(fit.overdispersion * n * p * (1 - p)) * draw_normal(random), 0.0, n);
     }
     refits.push_back(drawn.maximize(best));
   }

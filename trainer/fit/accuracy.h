@@ -6,6 +6,7 @@
 #include <array>
 #include <cstdint>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "trainer/fit/bootstrap.h"
@@ -21,6 +22,10 @@ struct AccuracyRun {
   double users_effect = 1;
   std::vector<double> log10_sizes;  ///< for fit_accuracy_trend
 };
+
+/// Design effect of users: how much more the accuracy varies, when users are drawn, than that of independent questions would. One entry a question: its user, and whether the answer was
+/// right. At least 1; 1 with fewer than two users or when all answers are the same.
+[[nodiscard]] double users_effect(const std::vector<std::pair<std::int64_t, bool>>& answers);
 
 struct SigmoidFit {
   bool fitted = false;

@@ -1,5 +1,6 @@
 #include "trainer/fit/accuracy_table.h"
 
+#include <algorithm>
 #include <cmath>
 
 #include "core/error.h"
@@ -7,14 +8,6 @@
 
 namespace uqa::fit {
 namespace {
-
-Json to_json(const Estimate& estimate) {
-  Json json{{"value", estimate.value}, {"standard_error", estimate.standard_error}};
-  json["low"] = estimate.interval ? Json(estimate.interval->low) : Json(nullptr);
-  json["high"] = estimate.interval ? Json(estimate.interval->high) : Json(nullptr);
-  if (!estimate.interval) json["reason"] = estimate.reason;
-  return json;
-}
 
 Json to_json(const SigmoidFit& fit) {
   if (!fit.fitted) return {{"fitted", false}, {"reason", fit.reason}};
@@ -61,7 +54,10 @@ Json fit_accuracies(const Table& table, const Runs& runs, const Columns& columns
     };
     std::vector<Axis> axes;
     for (const auto& [axis, source] : {std::pair<std::string, std::string>{"N", columns.n.empty() ? "" : columns.n.front()}, {"history length", "max_len"}, {"LLM parameters", "n_llm"}}) {
-      if (!source.empty() && table.has(source)) axes.push_back({axis, table.find(source, axis)});
+      if (source.empty() || !table.has(source)) continue;
+      const std::size_t at = table.find(source, axis);
+      const bool known = std::all_of(runs.row.begin(), runs.row.end(), [&](std::size_t row) { return number_at(table, row, at).has_value(); });
+      if (known) axes.push_back({axis, at});
     }
     std::vector<AccuracyRun> found;
     Runs with_accuracy;
@@ -76,7 +72,7 @@ Json fit_accuracies(const Table& table, const Runs& runs, const Columns& columns
       if (table.has(effect_name)) run.users_effect = std::max(1.0, number_at(table, row, table.find(effect_name, "users' effect")).value_or(1));
       Json sizes = Json::object();
       for (const auto& axis : axes) {
-        const auto value = number_at(table, row, axis.column).value_or(1);
+        const double value = number_at(table, row, axis.column).value();
         UQA_CHECK(value > 0, ErrorCode::kData, "{}, run {}: {} = {}, must be above 0", table.source, row + 1, table.columns[axis.column], value);
         run.log10_sizes.push_back(std::log10(value));
         sizes[axis.name] = value;

@@ -5,7 +5,6 @@
 #include <numeric>
 
 #include "core/error.h"
-#include "core/random.h"
 
 namespace uqa::fit {
 namespace {
@@ -58,6 +57,16 @@ double delta_error(const std::function<double(const Theta&)>& f, const Theta& th
 
 }  // namespace
 
+Json to_json(const Estimate& estimate) {
+  Json json{{"value", estimate.value}, {"standard_error", estimate.standard_error}};
+  json["low"] = estimate.interval ? Json(estimate.interval->low) : Json(nullptr);
+  json["high"] = estimate.interval ? Json(estimate.interval->high) : Json(nullptr);
+  if (!estimate.interval) json["reason"] = estimate.reason;
+  return json;
+}
+
+double draw_normal(PhiloxStream& random) { return normal_quantile(std::clamp(random.uniform_double(), 1e-12, 1 - 1e-12)); }
+
 double quantile(std::vector<double> values, double p) {
   std::sort(values.begin(), values.end());
   const double at = p * static_cast<double>(values.size() - 1);
@@ -83,7 +92,7 @@ Bootstrap::Bootstrap(const LawData& data, const LawFit& fit, const BootstrapOpti
   PhiloxStream random(stream_key(options.seed, "fit/bootstrap"));
   const auto draw = [&] {
     if (!parametric()) return pool[random.below(n)];
-    return fit.spread * normal_quantile(std::clamp(random.uniform_double(), 1e-12, 1 - 1e-12));
+    return fit.spread * draw_normal(random);
   };
   auto resampled = data;
   refits_.reserve(static_cast<std::size_t>(options.num_resamples));

@@ -13,6 +13,8 @@
 #include <string>
 #include <vector>
 
+#include "core/json.h"
+#include "core/random.h"
 #include "core/statistics.h"
 #include "trainer/fit/law.h"
 
@@ -77,6 +79,10 @@ class Bootstrap {
   std::vector<Refit> refits_;
 };
 
+/// {"value", "standard_error", "low", "high", "reason"}; low and high are null without an interval.
+[[nodiscard]] Json to_json(const Estimate& estimate);
+/// A standard normal number.
+[[nodiscard]] double draw_normal(PhiloxStream& random);
 /// Sorts `values`; linear between order statistics, as numpy's default.
 [[nodiscard]] double quantile(std::vector<double> values, double p);
 

@@ -1,15 +1,13 @@
 #include "trainer/fit/coverage.h"
 
+#include <algorithm>
 #include <cmath>
 #include <map>
 
-#include "core/random.h"
 #include "trainer/fit/quantities.h"
 
 namespace uqa::fit {
 namespace {
-
-double normal(PhiloxStream& random) { return normal_quantile(std::clamp(random.uniform_double(), 1e-12, 1 - 1e-12)); }
 
 struct Tally {
   std::int64_t covered = 0, stated = 0;
@@ -45,10 +43,12 @@ Json measure_coverage(const CoverageOptions& options) {
     if (estimate.interval->low <= value && value <= estimate.interval->high) ++tally.covered;
     tally.widths.push_back(estimate.interval->high - estimate.interval->low);
   };
+  // Every size and noise has draws of its own: their results are independent of each other.
+  const auto key = stream_key(options.seed, fmt::format("fit/coverage/{}/{}", options.num_runs, options.noise));
   for (std::int64_t study = 0; study < options.num_studies; ++study) {
-    PhiloxStream random(mix_key(stream_key(options.seed, "fit/coverage"), static_cast<std::uint64_t>(study)));
+    PhiloxStream random(mix_key(key, static_cast<std::uint64_t>(study)));
     auto data = truth;
-    for (auto& y : data.log_loss) y += options.noise * normal(random);
+    for (auto& y : data.log_loss) y += options.noise * draw_normal(random);
     const auto fit = fit_law(data, {});
     auto bootstrap_options = options.bootstrap;
     bootstrap_options.seed = static_cast<std::uint64_t>(study) + 1;
@@ -57,7 +57,7 @@ Json measure_coverage(const CoverageOptions& options) {
     for (auto& quantity : frontier_quantities({})) quantities.push_back(std::move(quantity));
     quantities.push_back({.name = "loss_at_10x", .value = [&](const Theta& t) { return std::exp(log_prediction(fit, t, far)); }});
     for (const auto& quantity : quantities) count(quantity.name, bootstrap.interval(quantity), expected.at(quantity.name));
-    count("new_run_at_10x", bootstrap.new_run(far), std::log(far_loss) + options.noise * normal(random));
+    count("new_run_at_10x", bootstrap.new_run(far), std::log(far_loss) + options.noise * draw_normal(random));
   }
   Json result{{"runs", options.num_runs}, {"studies", options.num_studies}, {"noise", options.noise}, {"resamples", options.bootstrap.num_resamples},
               {"truth", expected}, {"coverage", Json::object()}, {"with_interval", Json::object()}, {"median_width", Json::object()}};

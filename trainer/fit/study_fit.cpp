@@ -31,14 +31,6 @@ struct Candidate {
   std::string group = {};                  ///< "encoder = sasrec"
 };
 
-Json to_json(const Estimate& estimate) {
-  Json json{{"value", estimate.value}, {"standard_error", estimate.standard_error}};
-  json["low"] = estimate.interval ? Json(estimate.interval->low) : Json(nullptr);
-  json["high"] = estimate.interval ? Json(estimate.interval->high) : Json(nullptr);
-  if (!estimate.interval) json["reason"] = estimate.reason;
-  return json;
-}
-
 std::size_t num_distinct(const std::vector<double>& values) { return std::set<double>(values.begin(), values.end()).size(); }
 
 std::vector<double> logs(const std::vector<double>& values) {

@@ -24,10 +24,10 @@ struct StageState {
 
 /// One row a finished run with a pre-training (its own or that of the run it needs), for `uqa study fit`:
 ///   name encoder llm adapter tokens width depth max_len fraction seed         what it is
-///   n_backbone n_tables n_total                                               parameters
+///   n_llm n_backbone n_tables n_total                                         parameters; n_llm where LLMs are compared
 ///   d_interactions d_unique c_flops c_flops_no_softmax                        trained on; FLOPs of training by the stored convention
 ///   loss_nats metric                                                          held-out next-item loss and metric: test, else validation
-///   acc_<type> acc_<type>_n acc_all acc_all_n                                 text rule, where the run was evaluated
+///   acc_<type> acc_<type>_n acc_<type>_users_effect, and of all               text rule, where the run was evaluated; design effect of the users
 /// Error(kData) for a run directory that is not what this program writes.
 [[nodiscard]] std::string points_csv(const std::vector<Run>& runs);
 

@@ -64,6 +64,21 @@ TEST(Accuracy, UsersWidenTheIntervals) {
   EXPECT_GT(width(wide), 1.4 * width(narrow));
 }
 
+TEST(Accuracy, TheUsersEffectIsTheirQuestionsWhenTheyAgree) {
+  PhiloxStream random(4);
+  std::vector<std::pair<std::int64_t, bool>> same, independent;
+  for (std::int64_t user = 0; user < 2000; ++user) {
+    const bool right = random.uniform_double() < 0.4;
+    for (int q = 0; q < 5; ++q) {
+      same.emplace_back(user, right);
+      independent.emplace_back(user, random.uniform_double() < 0.4);
+    }
+  }
+  EXPECT_NEAR(users_effect(same), 5, 0.1);
+  EXPECT_NEAR(users_effect(independent), 1, 0.1);
+  EXPECT_EQ(users_effect({{1, true}, {1, false}}), 1);
+}
+
 TEST(Accuracy, RefusesWhatTheRunsCannotSay) {
   EXPECT_THAT(fit_sigmoid(runs_of(3, 500, 1), 0.25, {.num_resamples = 300}).reason, HasSubstr("3 different losses"));
   auto flat = runs_of(12, 400, 1);

@@ -169,6 +169,7 @@ SourceSchema SourceSchema::from_json(const Json& json, const std::string& what) 
     UQA_CHECK(schema.format == SourceFormat::kArrow || schema.format == SourceFormat::kParquet, ErrorCode::kConfig,
               "{}: layout user_rows has lists in its columns: 'format' must be arrow or parquet", what);
     schema.user = top.text_or("user", "");
+    // A file with a row an item: titles and attributes, but no features from it.
     if (top.has("items")) schema.items = read_items_section(top.at("items"), top.below("items"), schema.format);
   }
 

@@ -9,7 +9,6 @@
 // "user_rows" (the published layout): one row a user, a list of clicks a column, a list of ids a click.
 //   {"name": "uqabench", "layout": "user_rows", "format": "arrow", "tables": {"item_id": 994447},
 //    "features": [{"name": "uni_seq_item_id", "table": "item_id"}]}
-// It may have "items" too (a file with a row an item): titles and attributes, but no features from it.
 #pragma once
 
 #include <cstdint>

@@ -199,12 +199,14 @@ class StudyRunCommand final : public Command {
     UQA_CHECK(jobs_ > 0, ErrorCode::kConfig, "--jobs = {}, must be above 0", jobs_);
     UQA_CHECK(array_limit_ >= 0, ErrorCode::kConfig, "--array_limit = {}, must be 0 or more", array_limit_);
     UQA_CHECK(launcher_ != "slurm" || launch_.empty(), ErrorCode::kConfig, "--launch is for tasks; with --launcher slurm the template gives it; remove it");
-    const auto opened = open_study(study_, directory_);
+    auto opened = open_study(study_, directory_);
+    // Tasks of an array all do what runs.json says: it was written before they were submitted.
+    const fs::path written = opened.study.directory / "runs.json";
+    const bool is_task = index_ >= 0 && fs::exists(written);
+    if (is_task) opened.runs = study::runs_from_json(read_json(written), written.string());
     UQA_CHECK(index_ >= -1 && index_ < static_cast<std::int64_t>(opened.runs.size()), ErrorCode::kConfig, "--index = {}, the study has runs 0 to {}", index_,
               opened.runs.size() - 1);
     const auto planned = plan(opened);
-    // Tasks of an array all see one runs.json, written before they were submitted.
-    const bool is_task = index_ >= 0 && fs::exists(opened.study.directory / "runs.json");
     if (!is_task) write_study(opened, planned);
     std::deque<std::size_t> waiting;
     std::size_t over_budget = 0;

@@ -1,6 +1,7 @@
 #include "trainer/pretrain.h"
 
 #include <algorithm>
+#include <cmath>
 
 #include "core/log.h"
 #include "models/cost.h"
@@ -137,7 +138,8 @@ double PretrainTask::held_out_loss(const std::vector<data::Span>& spans, const c
   const std::int64_t first = total * dp.rank() / dp.size(), last = total * (dp.rank() + 1) / dp.size();
   // As many passes on every rank, since a sharded softmax talks in each.
   const std::int64_t most = (total + dp.size() - 1) / dp.size(), passes = (most + batch_users - 1) / batch_users;
-  double loss = 0, labels = 0;
+  double loss = 0;
+  std::int64_t labels = 0;
   for (std::int64_t pass = 0; pass < passes; ++pass) {
     PretrainBatch batch;
     const std::int64_t begin = std::min(first + pass * batch_users, last), end = std::min(begin + batch_users, last);
@@ -149,13 +151,15 @@ double PretrainTask::held_out_loss(const std::vector<data::Span>& spans, const c
       for (std::size_t b = 1; !every_position && b < packed->cu_seqlens.size(); ++b) {
         for (auto t = packed->cu_seqlens[b - 1]; t + 1 < packed->cu_seqlens[b]; ++t) packed->targets[static_cast<std::size_t>(t)] = -1;
       }
-      labels += static_cast<double>(std::count_if(packed->targets.begin(), packed->targets.end(), [](std::int64_t t) { return t >= 0; }));
+      labels += std::count_if(packed->targets.begin(), packed->targets.end(), [](std::int64_t t) { return t >= 0; });
       batch.micro.push_back(std::move(packed));
     }
     loss += loss_sum(batch, 0, {}).item<double>();
   }
-  const Tensor sums = comm::all_reduce(at::tensor({loss, labels}, at::kDouble), comm::ReduceOp::kSum, dp);
-  return sums[0].item<double>() / sums[1].item<double>();
+  // Ranks sum whole numbers: multiples of 2^-24 nats.
+  constexpr double kGrid = 0x1p24;
+  const auto sum = comm::all_reduce(static_cast<std::int64_t>(std::llround(loss * kGrid)), comm::ReduceOp::kSum, dp);
+  return static_cast<double>(sum) / kGrid / static_cast<double>(comm::all_reduce(labels, comm::ReduceOp::kSum, dp));
 }
 
 double PretrainTask::flops(std::int64_t num_interactions, std::int64_t /*num_tokens*/, std::int64_t num_labels) const {

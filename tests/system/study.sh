@@ -56,6 +56,16 @@ refused 2 "has begun with other settings" study run --study changed.ini
 # Machines that are not here, with data that is not here.
 (cd "$source" && "$uqa" study plan --study recipes/studies/published.ini --hardware recipes/hardware/h100x8.ini --ranks 2048 --directory "$work/none") > plan.txt 2>err.txt || { cat err.txt; fail "plan of the published sizes"; }
 grep -q "tables in rows over groups of" plan.txt || { cat plan.txt; fail "the plan names no table group"; }
+# Every recipe is a study; alignments are planned with their adapter and LLM.
+mkdir -p questions
+yes '{}' | head -100 > questions/train.jsonl
+for recipe in "$source"/recipes/studies/*.ini; do
+  { sed -e "s|^questions = .*|questions = $work/questions|" -e "s|^llm = .*|llm = $source/tests/fixtures/llm/qwen2-tiny|" "$recipe"
+    grep -q '^\[data\]' "$recipe" || printf '[data]\nschema = recipes/uqabench.schema.json\nusers = 1000\ninteractions = 50000\n'; } > recipe.ini
+  (cd "$source" && "$uqa" study plan --study "$work/recipe.ini" --hardware recipes/hardware/h100x8.ini --directory "$work/none") > plan.txt 2>err.txt || { cat err.txt; fail "plan of $recipe"; }
+  grep -q '^total: ' plan.txt || { cat plan.txt; fail "plan of $recipe prints no total"; }
+  case "$recipe" in *qa.ini) grep -q ' align ' plan.txt || { cat plan.txt; fail "the plan of qa.ini has no alignment"; } ;; esac
+done
 
 # A stop: children save, exit code 75, and the next call goes on. One run by its number, output on the terminal.
 printf '[study]\ndata = mini/data\ndirectory = stop\n[axes]\nseed = 1, 2\n[pretrain]\ntrain.epochs = 100000\ntrain.max_steps = 80\ntrain.log_every_steps = 1\nmodel.hidden = 16\ndata.split = ratio:0.9\nbatch.global_users = 400\ntrain.num_threads = 1\n' > stop.ini

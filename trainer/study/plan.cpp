@@ -171,7 +171,7 @@ DataShape shape_of(const Options& section, const PretrainConfig& config, const s
   return shape;
 }
 
-StagePlan plan_pretrain(const PretrainConfig& config, const DataShape& shape, const Hardware& hw, std::int64_t ranks) {
+StagePlan plan_pretrain(const PretrainConfig& config, const DataShape& shape, const Hardware& hw, std::int64_t ranks, const Layout* only) {
   const auto model = resolve(config.model, shape.schema);
   const auto& loop = config.loop;
   StagePlan plan{.stage = "pretrain", .parameters = models::count_parameters(model), .exact = shape.exact && loop.train.patience == 0};
@@ -200,7 +200,7 @@ StagePlan plan_pretrain(const PretrainConfig& config, const DataShape& shape, co
   std::optional<Cost> best;
   std::optional<Cost> smallest;
   Layout smallest_layout;
-  for (const auto& layout : layouts(model, hw, ranks)) {
+  for (const auto& layout : only != nullptr ? std::vector<Layout>{*only} : layouts(model, hw, ranks)) {
     const auto cost = cost_of(config, model, shape, hw, layout, rows_of_step, flops_of_step, plan.flops);
     if (!smallest || cost.memory.total() < smallest->memory.total()) {
       smallest = cost;

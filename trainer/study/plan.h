@@ -66,8 +66,8 @@ struct StagePlan {
 };
 
 /// The fastest layout of `ranks` ranks that fits: tp over powers of two that divide heads and stay in a node, table_group over powers of
-/// two up to all ranks.
-[[nodiscard]] StagePlan plan_pretrain(const PretrainConfig& config, const DataShape& shape, const Hardware& hardware, std::int64_t ranks);
+/// two up to all ranks. `only` not null: that layout and no other.
+[[nodiscard]] StagePlan plan_pretrain(const PretrainConfig& config, const DataShape& shape, const Hardware& hardware, std::int64_t ranks, const Layout* only = nullptr);
 
 /// What plan_align needs to know about the LLM and the questions.
 struct AlignShape {

@@ -179,7 +179,7 @@ TEST(Synth, AnOracleAnswersEveryQuestionOfEveryType) {
   options.per_type_test = 40;
   const auto view = view_of(data);
   const auto built = make_questions(view, options);
-  const Oracle reader(view, {{"category", "category"}, {"brand", "brand"}, {"shop", "shop"}});
+  const data::Oracle reader(view, {{"category", "category"}, {"brand", "brand"}, {"shop", "shop"}});
   std::map<QuestionType, int> types;
   for (const auto* list : {&built.train, &built.test}) {
     for (const auto& q : *list) {

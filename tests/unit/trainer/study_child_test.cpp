@@ -3,6 +3,7 @@
 #include <thread>
 
 #include <gtest/gtest.h>
+#include <unistd.h>
 
 #include "tests/support/expect_error.h"
 #include "tests/support/temp_dir.h"

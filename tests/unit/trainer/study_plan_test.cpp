@@ -7,6 +7,7 @@
 #include "tests/support/source_dir.h"
 #include "tests/support/temp_dir.h"
 #include "tiny_data.h"
+#include "trainer/grad_reducer.h"
 #include "trainer/run_directory.h"
 #include "trainer/study/plan.h"
 #include "trainer/study/points.h"
@@ -108,6 +109,30 @@ TEST(Plan, TheHeldOutLossIsThatOfTheModelAtEveryPosition) {
   }
   EXPECT_NEAR(task.held_out_loss(spans, mesh), sum / count, 1e-5);
   EXPECT_GT(sum / count, 1);
+}
+
+TEST(Plan, BytesOnTheWireAreThoseThatTwoRanksSend) {
+  const tests::TempDir dir;
+  auto config = test::tiny_config(test::write_tiny_data(dir.path()), "trm_plus");
+  config.loop.train.epochs = 1;
+  config.split = "ratio:0.8";
+  const Layout replicated{.ranks = 2, .dp = 2, .tp = 1, .table_group = 1};
+  const auto plan = plan_pretrain(config, shape_of(config), plain_hardware(), 2, &replicated);
+  EXPECT_DOUBLE_EQ(plan.wire_bytes_per_step, 4.0 * static_cast<double>(plan.parameters.total()));  // a ring of two sends the payload once
+  comm::run_ranks(2, [&](const comm::Communicator& world) {
+    const comm::Mesh mesh(world, 2, 1);
+    PretrainTask task(config);
+    std::vector<Tensor> tensors;
+    for (const auto& parameter : task.parameters()) tensors.push_back(parameter.tensor);
+    GradReducer reducer(tensors, mesh.dp(), static_cast<std::int64_t>(config.loop.parallel.bucket_bytes));
+    const auto before = mesh.dp().bytes_sent();
+    reducer.begin_step();
+    reducer.arm();
+    const auto batch = task.load({world.rank()});
+    task.loss_sum(*batch, 0, {}).backward();
+    static_cast<void>(reducer.finish(1));
+    EXPECT_EQ(static_cast<double>(mesh.dp().bytes_sent() - before), plan.wire_bytes_per_step) << "gradients of what is replicated";
+  });
 }
 
 TEST(Plan, SmallerFractionsAreSubsetsOfLargerOnes) {

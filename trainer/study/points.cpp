@@ -88,8 +88,12 @@ void add_evaluation(const fs::path& directory, Row& row) {
 std::string quoted(const std::string& text) {
   if (text.find_first_of(",\"\n\r") == std::string::npos) return text;
   std::string out = "\"";
-  for (const char c : text) out += c == '"' ? "\"\"" : std::string(1, c);
-  return out + "\"";
+  for (const char c : text) {
+    if (c == '"') out += '"';
+    out += c;
+  }
+  out += '"';
+  return out;
 }
 
 }  // namespace
@@ -155,12 +159,16 @@ std::string points_csv(const std::vector<Run>& runs) {
   }
   columns.insert(columns.end(), accuracies.begin(), accuracies.end());
   std::string text;
-  for (std::size_t c = 0; c < columns.size(); ++c) text += (c > 0 ? "," : "") + columns[c];
+  for (std::size_t c = 0; c < columns.size(); ++c) {
+    if (c > 0) text += ',';
+    text += columns[c];
+  }
   text += "\n";
   for (const auto& row : rows) {
     for (std::size_t c = 0; c < columns.size(); ++c) {
       const auto at = std::find_if(row.begin(), row.end(), [&](const auto& cell) { return cell.first == columns[c]; });
-      text += (c > 0 ? "," : "") + (at == row.end() ? "" : quoted(at->second));
+      if (c > 0) text += ',';
+      if (at != row.end()) text += quoted(at->second);
     }
     text += "\n";
   }

@@ -44,9 +44,9 @@ void Hardware::validate(const std::string& what) const {
   UQA_CHECK(ranks_per_node > 0, ErrorCode::kConfig, "{}: ranks_per_node = {}, must be above 0", what, ranks_per_node);
   for (const auto& [key, field] : kFields) {
     const double value = this->*field;
-    const std::string name = key;
-    const bool may_be_zero = name == "latency_s" || name == "step_s" || name == "process_bytes" || name == "start_s";
-    const bool share = name.ends_with("efficiency");
+    const std::string_view text = key;
+    const bool may_be_zero = text == "latency_s" || text == "step_s" || text == "process_bytes" || text == "start_s";
+    const bool share = text.ends_with("efficiency");
     UQA_CHECK((value > 0 || (may_be_zero && value == 0)) && (!share || value <= 1), ErrorCode::kConfig, "{}: {} = {}, must be {}", what, key, value,
               share ? "in (0, 1]" : may_be_zero ? "0 or more" : "given and above 0");
   }

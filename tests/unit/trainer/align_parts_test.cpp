@@ -70,9 +70,9 @@ TEST_F(AlignParts, EveryCombinationTrainsItsPartsAloneOrIsRefused) {
       }
       Optimizer optimizer(task.parameters(), own.loop.optim);
       std::map<std::string, std::int64_t> state;
-      for (const auto& [name, tensor, scale] : optimizer.state()) {
+      for (const auto& moment : optimizer.state()) {
         for (const auto& [part, on] : trained) {
-          if (name.starts_with("optim.exp_avg." + part + ".") || name.starts_with("optim.exp_avg_sq." + part + ".")) state[part] += tensor.numel();
+          if (moment.name.starts_with("optim.exp_avg." + part + ".") || moment.name.starts_with("optim.exp_avg_sq." + part + ".")) state[part] += moment.tensor.numel();
         }
       }
       std::map<std::string, std::int64_t> weights;

@@ -3,9 +3,12 @@
 #include <algorithm>
 #include <chrono>
 #include <fstream>
+#include <map>
 #include <set>
 
 #include "core/progress.h"
+#include "models/llm/decoder.h"
+#include "trainer/fit/accuracy.h"
 #include "trainer/result.h"
 
 namespace uqa::trainer::study {
@@ -72,28 +75,43 @@ void add_pretrain(const fs::path& directory, Row& row) {
   row.emplace_back("metric", number(get<double>(test, metric, what("result.json"))));
 }
 
+double llm_parameters(const fs::path& directory) {
+  double sum = 0;
+  for (const auto& [name, shape] : models::LlmConfig::load(directory).weight_shapes()) {
+    double numel = 1;
+    for (const auto dim : shape) numel *= static_cast<double>(dim);
+    sum += numel;
+  }
+  return sum;
+}
+
 void add_evaluation(const fs::path& directory, Row& row) {
   const auto result = read_result(directory);
   const auto at = result.rules.find(Rule::kText);
   if (at == result.rules.end()) return;
-  for (const auto& [code, accuracy] : at->second.types) {
+  // A user's questions are correlated: `uqa study fit` widens its intervals by this.
+  std::map<std::string, std::vector<std::pair<std::int64_t, bool>>> answers;
+  for (const auto& prediction : read_predictions(directory)) {
+    const auto judged = prediction.correct.find(Rule::kText);
+    if (judged == prediction.correct.end()) continue;
+    answers[prediction.type].emplace_back(prediction.user, judged->second);
+    answers["all"].emplace_back(prediction.user, judged->second);
+  }
+  const auto add = [&](const std::string& code, const Accuracy& accuracy) {
     row.emplace_back("acc_" + code, number(accuracy.value()));
     row.emplace_back("acc_" + code + "_n", fmt::format("{}", accuracy.n));
-  }
-  row.emplace_back("acc_all", number(at->second.all.value()));
-  row.emplace_back("acc_all_n", fmt::format("{}", at->second.all.n));
+    row.emplace_back("acc_" + code + "_users_effect", number(fit::users_effect(answers[code])));
+  };
+  for (const auto& [code, accuracy] : at->second.types) add(code, accuracy);
+  add("all", at->second.all);
 }
 
 /// A field as CSV wants it.
 std::string quoted(const std::string& text) {
   if (text.find_first_of(",\"\n\r") == std::string::npos) return text;
   std::string out = "\"";
-  for (const char c : text) {
-    if (c == '"') out += '"';
-    out += c;
-  }
-  out += '"';
-  return out;
+  for (const char c : text) out += c == '"' ? "\"\"" : std::string(1, c);
+  return out + "\"";
 }
 
 }  // namespace
@@ -133,7 +151,7 @@ bool is_finished(const Run& run) {
 
 std::string points_csv(const std::vector<Run>& runs) {
   std::vector<std::string> columns{"name",     "encoder",    "llm",     "adapter",        "tokens",   "width",   "depth",              "max_len",   "fraction", "seed",
-                                   "n_backbone", "n_tables", "n_total", "d_interactions", "d_unique", "c_flops", "c_flops_no_softmax", "loss_nats", "metric"};
+                                   "n_llm",    "n_backbone", "n_tables", "n_total", "d_interactions", "d_unique", "c_flops", "c_flops_no_softmax", "loss_nats", "metric"};
   std::vector<Row> rows;
   std::set<std::string> accuracies;
   std::set<std::int64_t> shared;  // pre-trainings that alignments stand for
@@ -150,6 +168,10 @@ std::string points_csv(const std::vector<Run>& runs) {
       const auto at = run.values.find(axis);
       if (at != run.values.end()) row.emplace_back(axis, at->second);
     }
+    // Runs may outlive the LLM's directory: then the size is left empty.
+    if (const auto at = run.values.find("llm"); at != run.values.end() && fs::exists(fs::path(at->second) / "config.json")) {
+      row.emplace_back("n_llm", number(llm_parameters(at->second)));
+    }
     add_pretrain(pretrain->directory, row);
     if (const auto* evaluate = stage_of(run, "evaluate")) add_evaluation(evaluate->directory, row);
     for (const auto& [column, value] : row) {
@@ -159,16 +181,12 @@ std::string points_csv(const std::vector<Run>& runs) {
   }
   columns.insert(columns.end(), accuracies.begin(), accuracies.end());
   std::string text;
-  for (std::size_t c = 0; c < columns.size(); ++c) {
-    if (c > 0) text += ',';
-    text += columns[c];
-  }
+  for (std::size_t c = 0; c < columns.size(); ++c) text.append(c > 0 ? "," : "").append(columns[c]);
   text += "\n";
   for (const auto& row : rows) {
     for (std::size_t c = 0; c < columns.size(); ++c) {
       const auto at = std::find_if(row.begin(), row.end(), [&](const auto& cell) { return cell.first == columns[c]; });
-      if (c > 0) text += ',';
-      if (at != row.end()) text += quoted(at->second);
+      text.append(c > 0 ? "," : "").append(at == row.end() ? "" : quoted(at->second));
     }
     text += "\n";
   }

@@ -267,7 +267,9 @@ class StudyRunCommand final : public Command {
     for (std::int64_t phase = 0; phase <= 1; ++phase) {
       std::string array;
       for (const auto i : waiting) {
-        if (opened.runs[i].phase == phase) array += (array.empty() ? "" : ",") + std::to_string(i);
+        if (opened.runs[i].phase != phase) continue;
+        if (!array.empty()) array += ',';
+        array += std::to_string(i);
       }
       if (array.empty()) continue;
       if (array_limit_ > 0) array += "%" + std::to_string(array_limit_);

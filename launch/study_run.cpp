@@ -89,7 +89,7 @@ class LocalRuns {
     const int signals = study::stop_signals();
     if (signals == asked_) return;
     asked_ = signals;
-    log::warn("study", signals == 1 ? "stopping: {} running, asked to save" : "stopping for good: {} running, ended", active_.size());
+    log::warn("study", "stopping: {} running, {}", active_.size(), signals == 1 ? "asked to save" : "ended");
     for (const auto& job : active_) {
       if (signals == 1) job.child.ask_to_save();
       else job.child.end();

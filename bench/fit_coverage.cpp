@@ -1,6 +1,6 @@
 // fit_coverage - how often the 95 % intervals of `uqa study fit` hold the truth, on synthetic studies with known parameters.
 //
-//   ninja -C build/release fit_coverage && nice -n 10 build/release/bench/fit_coverage studies=200 sizes=12,30,240
+//   ninja -C build/release fit_coverage && nice -n 10 build/release/tests/unit/fit/fit_coverage studies=200 sizes=12,30,240
 //
 // A study: runs on a grid of N and D (2.5 decades each), loss = (E + A/N^alpha + B/D^beta) * exp(noise * z), z normal. One JSON line per
 // noise and size: the share of studies whose interval holds the truth, per quantity, and how many studies got an interval at all.

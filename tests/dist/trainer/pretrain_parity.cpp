@@ -107,6 +107,7 @@ class PretrainParity : public ::testing::TestWithParam<Case> {
   }
   [[nodiscard]] PretrainConfig config_for(const SharedDirectory& dir) const {
     auto config = test::tiny_config(dir.data(), GetParam().encoder);
+    config.model.mamba2 = {.head_dim = 16, .state_size = 8};
     config.loop.batch.global_users = GetParam().global_users;
     config.loop.batch.micro_users = GetParam().micro_users;
     config.loop.parallel.bucket_bytes = 4000;  // several buckets

@@ -58,19 +58,31 @@ void sync_path(const fs::path& path) {
 
 void write_file_atomic(const fs::path& path, std::string_view bytes) { write_file_atomic(path, std::span(&bytes, 1)); }
 
+AtomicFile::AtomicFile(fs::path path) : path_(std::move(path)), temporary_(fs::path(path_).concat(fmt::format(".{}.tmp", ::getpid()))) {
+  fd_ = ::open(temporary_.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0644);
+  UQA_CHECK(fd_ >= 0, ErrorCode::kData, "cannot open {}: {}", temporary_.string(), std::strerror(errno));
+}
+
+AtomicFile::~AtomicFile() {
+  if (fd_ < 0) return;
+  ::close(fd_);
+  ::unlink(temporary_.c_str());
+}
+
+void AtomicFile::append(std::string_view bytes) { write_all(fd_, bytes, path_); }
+
+void AtomicFile::commit() {
+  UQA_CHECK(::fsync(fd_) == 0, ErrorCode::kData, "cannot sync {}: {}", path_.string(), std::strerror(errno));
+  UQA_CHECK(::rename(temporary_.c_str(), path_.c_str()) == 0, ErrorCode::kData, "cannot rename {} to {}: {}", temporary_.string(), path_.string(),
+            std::strerror(errno));
+  ::close(std::exchange(fd_, -1));
+  sync_path(parent_of(path_));
+}
+
 void write_file_atomic(const fs::path& path, std::span<const std::string_view> parts) {
-  const fs::path temporary = fs::path(path).concat(fmt::format(".{}.tmp", ::getpid()));
-  try {
-    const FileDescriptor fd(temporary, O_WRONLY | O_CREAT | O_TRUNC);
-    for (const std::string_view part : parts) write_all(fd.get(), part, path);
-    UQA_CHECK(::fsync(fd.get()) == 0, ErrorCode::kData, "cannot sync {}: {}", path.string(), std::strerror(errno));
-    UQA_CHECK(::rename(temporary.c_str(), path.c_str()) == 0, ErrorCode::kData, "cannot rename {} to {}: {}", temporary.string(),
-              path.string(), std::strerror(errno));
-  } catch (...) {
-    ::unlink(temporary.c_str());
-    throw;
-  }
-  sync_path(parent_of(path));
+  AtomicFile file(path);
+  for (const std::string_view part : parts) file.append(part);
+  file.commit();
 }
 
 MappedFile::MappedFile(const fs::path& path) : path_(path) {

@@ -25,6 +25,22 @@ void write_file_atomic(const fs::path& path, std::string_view bytes);
 /// Same, with the content given in pieces that are written one after the other (large files need no second copy).
 void write_file_atomic(const fs::path& path, std::span<const std::string_view> parts);
 
+/// Replaces a file by content that comes piece by piece: as write_file_atomic, but nothing is there before commit(). The destructor removes
+/// what was not committed.
+class AtomicFile {
+ public:
+  explicit AtomicFile(fs::path path);
+  ~AtomicFile();
+  AtomicFile(const AtomicFile&) = delete;
+  AtomicFile& operator=(const AtomicFile&) = delete;
+  void append(std::string_view bytes);  ///< Error(kData), a full disk among the reasons
+  void commit();                        ///< syncs, renames, syncs the parent. Error(kData)
+
+ private:
+  fs::path path_, temporary_;
+  int fd_ = -1;
+};
+
 /// Flushes one file, or a directory's entries, to the device. Throws Error(kData).
 void sync_path(const fs::path& path);
 

@@ -23,13 +23,7 @@ void bind(OptionSet& options, trainer::LoopConfig& config) {
   options.add("batch.global_users", &batch.global_users, "samples of one step over all ranks, whatever their number (> 0)");
   options.add("batch.loader_threads", &batch.loader_threads, "threads that prepare batches (> 0)");
   options.add("batch.micro_users", &batch.micro_users, "most samples of one forward pass on one rank; 0: no limit");
-  auto& parallel = config.parallel;
-  options.add("parallel.dp", &parallel.dp, "data-parallel degree; 0: world size / tp");
-  options.add("parallel.tp", &parallel.tp, "tensor-parallel degree; only 1 in this version");
-  options.add("parallel.tables", &parallel.tables, "feature tables and item softmax: replicated, or sharded by rows over a table group");
-  options.add("parallel.table_group", &parallel.table_group, "ranks that hold the sharded tables once; 0: all, at most 64");
-  options.add("parallel.table_min_rows", &parallel.table_min_rows, "tables with fewer rows are replicated in any case (>= 0)");
-  options.add("parallel.bucket_bytes", &parallel.bucket_bytes, "size of a gradient bucket (> 0)");
+  bind(options, config.parallel);
   auto& checkpoint = config.checkpoint;
   options.add("checkpoint.every_steps", &checkpoint.every_steps, "write one every so many steps; 0: at each epoch's end");
   options.add("checkpoint.keep", &checkpoint.keep, "newest ones kept besides the best (> 0)");
@@ -42,6 +36,15 @@ void bind(OptionSet& options, trainer::LoopConfig& config) {
   options.add("train.log_every_steps", &train.log_every_steps, "one metrics record every so many steps (> 0)");
   options.add("train.dtype", &train.dtype, "GEMM type, float32 or bf16 (master weights stay float32)");
   options.add("train.num_threads", &train.num_threads, "threads of one rank; 0: cores of the host / ranks on it");
+}
+
+void bind(OptionSet& options, trainer::ParallelConfig& parallel) {
+  options.add("parallel.dp", &parallel.dp, "data-parallel degree; 0: world size / tp");
+  options.add("parallel.tp", &parallel.tp, "tensor-parallel degree; only 1 in this version");
+  options.add("parallel.tables", &parallel.tables, "feature tables and item softmax: sharded by rows over a table group, or replicated");
+  options.add("parallel.table_group", &parallel.table_group, "ranks that hold the sharded tables once; 0: all, at most 64");
+  options.add("parallel.table_min_rows", &parallel.table_min_rows, "tables with fewer rows are replicated in any case (>= 0)");
+  options.add("parallel.bucket_bytes", &parallel.bucket_bytes, "size of a gradient bucket (> 0)");
 }
 
 void bind(OptionSet& options, trainer::UserModelSettings& s) {

@@ -8,6 +8,7 @@
 namespace uqa::launch {
 
 void bind(OptionSet& options, trainer::LoopConfig& config);
+void bind(OptionSet& options, trainer::ParallelConfig& parallel);
 void bind(OptionSet& options, trainer::UserModelSettings& settings);
 
 /// Settings about this one call, common to every command that computes.

@@ -33,12 +33,14 @@ class BenchCommand final : public Command {
     options_.add("what", &what_, "what to measure: step (encoder pre-training step)", OptionSet::kRequired);
     options_.set_positional("what");
     options_.add("items", &items_, "rows of the item table (> 1)");
+    options_.add("catalogue", &catalogue_, "tables: item (one, of --items rows), or published (the six tables and ten features of UQABench)");
     options_.add("users", &users_, "users of one step on one rank (> 0)");
     options_.add("steps", &steps_, "measured steps, after two that are not (> 0)");
     options_.add("dtype", &dtype_, "GEMM type of the item softmax: float32 or bf16");
     options_.add("seed", &seed_, "random histories and weights");
     options_.add("num_threads", &num_threads_, "threads of one rank; 0: cores of the host / ranks on it");
     bind(options_, settings_);
+    bind(options_, parallel_);
     bind(options_, call_);
   }
   OptionSet& options() override { return options_; }
@@ -52,10 +54,13 @@ class BenchCommand final : public Command {
       UQA_CHECK(what_ == "step", ErrorCode::kConfig, "bench {}: unknown, can measure: step{}", what_, suggestion(what_, known));
       UQA_CHECK(items_ > 1 && users_ > 0 && steps_ > 0, ErrorCode::kConfig, "--items = {}, --users = {}, --steps = {}, must be above 1, 0 and 0", items_,
                 users_, steps_);
+      UQA_CHECK(catalogue_ == "item" || catalogue_ == "published", ErrorCode::kConfig, "--catalogue = {}, must be item or published", catalogue_);
+      parallel_.validate();
       UQA_CHECK(dtype_ == "float32" || dtype_ == "bf16", ErrorCode::kConfig, "--dtype = {}, must be float32 or bf16", dtype_);
     });
     trainer::set_num_threads(num_threads_, world);
-    const Json record = measure(world);
+    const comm::Mesh mesh(world, static_cast<int>(parallel_.dp), static_cast<int>(parallel_.tp), static_cast<int>(parallel_.table_group));
+    const Json record = measure(mesh);
     if (world.rank() == 0) std::printf("%s\n", record.dump().c_str());
   }
 
@@ -66,56 +71,102 @@ class BenchCommand final : public Command {
   };
 
   [[nodiscard]] data::Schema schema() const {
-    return {.tables = {{"item_id", items_}}, .features = {{"item_id", "item_id", false}}};
+    if (catalogue_ == "item") return {.tables = {{"item_id", items_}}, .features = {{"item_id", "item_id", false}}};
+    data::Schema schema{.tables = {{"item_id", 994'447}, {"cate_id", 9'330}, {"brand_id", 149'750}, {"shop_id", 268'446}, {"seller_id", 268'446}, {"bpe_tokens", 151'936}},
+                        .features = {}};
+    for (const auto* name : {"item_id", "cate_id", "brand_id", "shop_id", "seller_id"}) schema.features.push_back({name, name, false});
+    for (const auto* name : {"title", "cate", "shop", "brand", "seller"}) schema.features.push_back({fmt::format("{}_bpe_token_ids", name), "bpe_tokens", true});
+    return schema;
+  }
+
+  /// Random ids of one feature over `rows` interactions; bags have 1 to 8 ids. Uniform ids: as many distinct ones as can be.
+  [[nodiscard]] static models::FeatureTensor random_feature(PhiloxStream& random, std::int64_t table_rows, bool bags, std::int64_t rows) {
+    std::vector<std::int64_t> ids, offsets{0};
+    for (std::int64_t t = 0; t < rows; ++t) {
+      for (auto left = bags ? 1 + random.below(8) : 1; left > 0; --left) ids.push_back(static_cast<std::int64_t>(random.below(static_cast<std::uint64_t>(table_rows))));
+      offsets.push_back(static_cast<std::int64_t>(ids.size()));
+    }
+    return {torch::tensor(ids, torch::kInt64), bags ? torch::tensor(offsets, torch::kInt64) : Tensor()};
+  }
+
+  /// Distinct ids of the batch in each table.
+  [[nodiscard]] static std::vector<double> distinct_ids(const models::UserModelConfig& config, const models::UserBatch& batch) {
+    std::vector<double> counts;
+    for (const auto& table : config.tables) {
+      std::vector<Tensor> ids;
+      for (std::size_t f = 0; f < config.features.size(); ++f) {
+        if (config.features[f].table == table.name) ids.push_back(batch.features[f].values);
+      }
+      counts.push_back(static_cast<double>(std::get<0>(at::_unique(at::cat(ids))).numel()));
+    }
+    return counts;
   }
 
   [[nodiscard]] Step random_step(std::int64_t step, int rank) const {
     PhiloxStream random(mix_key(mix_key(stream_key(static_cast<std::uint64_t>(seed_), "bench"), static_cast<std::uint64_t>(step)), static_cast<std::uint64_t>(rank)));
     Step made;
-    std::vector<std::int64_t> ids;
+    std::int64_t rows = 0;
     for (std::int64_t u = 0; u < users_; ++u) {
       const double normal = std::sqrt(-2 * std::log(1 - random.uniform_double())) * std::cos(2 * M_PI * random.uniform_double());
       const auto length = std::clamp<std::int64_t>(std::llround(170 * std::exp(std::sqrt(2 * std::log(205.0 / 170.0)) * normal)), 2, settings_.max_len);
-      for (std::int64_t t = 0; t < length; ++t) ids.push_back(static_cast<std::int64_t>(random.below(static_cast<std::uint64_t>(items_))));
-      made.batch.layout.cu_seqlens.push_back(static_cast<std::int64_t>(ids.size()));
+      rows += length;
+      made.batch.layout.cu_seqlens.push_back(rows);
       made.batch.layout.sample_ids.push_back(rank * users_ + u);
     }
-    made.batch.features.push_back({torch::tensor(ids, torch::kInt64), Tensor()});
+    const auto tables = schema();
+    for (const auto& feature : tables.features) {
+      const auto table = std::find_if(tables.tables.begin(), tables.tables.end(), [&](const auto& t) { return t.name == feature.table; });
+      made.batch.features.push_back(random_feature(random, table->rows, feature.multi_valued, rows));
+    }
     made.targets_T = made.batch.features.front().values.roll(-1);
     return made;
   }
 
-  [[nodiscard]] Json measure(const comm::Communicator& world) {
+  [[nodiscard]] Json measure(const comm::Mesh& mesh) {
+    const auto& world = mesh.world();
     const auto config = trainer::resolve(settings_, schema());
-    models::UserModel model(config);
+    models::TableSharding sharding;
+    if (parallel_.tables == "sharded") sharding = {.table = mesh.table(), .tp = mesh.tp(), .min_rows = parallel_.table_min_rows};
+    models::UserModel model(config, sharding);
     model->init_weights(static_cast<std::uint64_t>(seed_));
     model->train();
     std::vector<trainer::NamedParameter> parameters;
-    std::vector<Tensor> tensors;
+    const auto layouts = models::layouts_of(*model);
     for (const auto& item : model->named_parameters()) {
-      parameters.push_back({item.key(), item.value()});
-      tensors.push_back(item.value());
+      const auto layout = layouts.find(item.key());
+      parameters.push_back({item.key(), item.value(), 1, layout == layouts.end() ? models::ParameterLayout{} : layout->second});
     }
-    trainer::GradReducer reducer(tensors, world, static_cast<std::int64_t>(25e6));
+    trainer::GradReducer reducer(parameters, mesh, static_cast<std::int64_t>(parallel_.bucket_bytes));
     trainer::Optimizer optimizer(parameters, {});
 
     std::vector<double> seconds, rates, exposed;
     double loss_nats = 0;
     std::int64_t rows = 0;
     const std::int64_t warmup = 2;
+    models::WireShape wire{.ranks = world.size(), .tp = mesh.tp().size(), .table_group = mesh.table().size(), .sharded = parallel_.tables == "sharded",
+                           .table_min_rows = parallel_.table_min_rows, .bf16 = dtype_ == "bf16", .num_labels = 0, .distinct_ids = std::vector<double>(config.tables.size(), 0)};
+    const auto mean = [&](double value) { return comm::sum_in_order(value, world) / world.size() / static_cast<double>(steps_ + warmup); };
+    std::int64_t table_bytes = 0, dense_bytes = 0;  // of all steps, on this rank
     for (std::int64_t step = 0; step < warmup + steps_; ++step) {
-      const auto made = random_step(step, world.rank());
-      const auto global_rows = comm::all_reduce(made.batch.layout.num_rows(), comm::ReduceOp::kSum, world);
+      const auto made = random_step(step, mesh.dp().rank());
+      const auto global_rows = comm::all_reduce(made.batch.layout.num_rows(), comm::ReduceOp::kSum, mesh.dp());
+      const auto table_before = mesh.table().bytes_sent() + mesh.table_replica().bytes_sent() + mesh.tp().bytes_sent(), dense_before = mesh.dp().bytes_sent();
       comm::barrier(world);
       const auto begin = Clock::now();
       reducer.begin_step();
       reducer.arm();
       const auto states_TH = model->forward(made.batch, {.seed = static_cast<std::uint64_t>(seed_), .step = step, .micro_step = 0});
-      const auto loss = models::item_softmax_loss(model->item_hiddens(states_TH), model->item_table(), made.targets_T, {.bf16 = dtype_ == "bf16"});
+      const auto loss = models::item_softmax_loss(model->item_hiddens(states_TH), model->item_table(), made.targets_T, {.bf16 = dtype_ == "bf16"},
+                                                  model->item_shards());
       loss.backward();
       const double waited_s = reducer.finish(1.0 / static_cast<double>(global_rows));
       optimizer.step(1e-4);
       const double took_s = seconds_since(begin);
+      table_bytes += mesh.table().bytes_sent() + mesh.table_replica().bytes_sent() + mesh.tp().bytes_sent() - table_before;
+      dense_bytes += mesh.dp().bytes_sent() - dense_before;
+      wire.num_labels += static_cast<double>(made.batch.layout.num_rows());
+      const auto distinct = distinct_ids(config, made.batch);
+      for (std::size_t t = 0; t < distinct.size(); ++t) wire.distinct_ids[t] += distinct[t];
       if (step < warmup) continue;
       seconds.push_back(took_s);
       exposed.push_back(waited_s / took_s);
@@ -130,6 +181,10 @@ class BenchCommand final : public Command {
     const double rows_per_step = static_cast<double>(rows) / static_cast<double>(steps_);
     const double flops = 3 * models::forward_flops(config, rows_per_step, rows_per_step / static_cast<double>(users_)).total();
     const double peak = gemm_peak();
+    wire.num_labels = mean(wire.num_labels);
+    for (auto& count : wire.distinct_ids) count = mean(count);
+    const auto formula = models::wire_bytes(config, wire);
+    const double mean_table_bytes = mean(static_cast<double>(table_bytes)), mean_dense_bytes = mean(static_cast<double>(dense_bytes));
     return {{"bench", "step"},
             {"encoder", config.encoder},
             {"items", items_},
@@ -147,8 +202,12 @@ class BenchCommand final : public Command {
             {"gemm_peak_flops_per_s", peak},
             {"gemm_peak_fraction", flops / median_s / peak},
             {"comm_exposed_fraction", exposed[exposed.size() / 2]},
-            {"comm_bytes_per_step", world.bytes_sent() / (steps_ + warmup)},
-            {"peak_rss_bytes", trainer::peak_rss_bytes()},
+            {"tables", parallel_.tables},
+            {"comm_bytes_per_step_and_rank", {{"tables_and_softmax", mean_table_bytes}, {"dense", mean_dense_bytes}}},
+            {"comm_formula_bytes_per_step_and_rank", {{"tables", formula.tables}, {"softmax", formula.softmax}, {"dense", formula.dense}}},
+            {"comm_total_bytes_of_rank", mesh.bytes_sent()},
+            {"all_reduced_table_bytes_per_step_and_rank", 2 * (world.size() - 1.0) / world.size() * 4 * static_cast<double>(models::count_parameters(config).tables)},
+            {"peak_rss_bytes", comm::all_reduce(trainer::peak_rss_bytes(), comm::ReduceOp::kMax, world)},
             {"last_loss_nats", loss_nats}};
   }
 
@@ -167,9 +226,10 @@ class BenchCommand final : public Command {
     return best;
   }
 
-  std::string what_ = "step", dtype_ = "float32";
+  std::string what_ = "step", dtype_ = "float32", catalogue_ = "item";
   std::int64_t items_ = 50'000, users_ = 4, steps_ = 10, seed_ = 1, num_threads_ = 0;
   trainer::UserModelSettings settings_;
+  trainer::ParallelConfig parallel_;
   CallSettings call_;
   OptionSet options_{"bench", "measures throughput, memory and FLOPs of one part; prints one JSON line",
                      "uqa bench step --encoder trm_plus --items 50000 --model.hidden=512 --model.num_layers=4 --model.num_heads=4 --model.item_dim=128"};

@@ -86,6 +86,34 @@ FlopCounts forward_flops(const UserModelConfig& config, double num_interactions,
   return flops;
 }
 
+WireBytes wire_bytes(const UserModelConfig& config, const WireShape& shape) {
+  constexpr double kFloat = 4, kId = 8;
+  const double n = shape.sharded ? shape.table_group : 1, tp = shape.tp, dp = shape.ranks / tp, groups = shape.ranks / n;
+  const auto ring = [](double ranks) { return 2 * (ranks - 1) / ranks; };  // of an all-reduce, per byte
+  const double others = (n - 1) / n;
+  WireBytes bytes;
+  const auto counts = count_parameters(config);
+  auto dense = static_cast<double>(counts.projections + counts.backbone);
+  const auto is_cut = [&](const TableConfig& table) { return n > 1 && table.rows >= shape.table_min_rows; };
+  for (std::size_t t = 0; t < config.tables.size(); ++t) {
+    const auto& table = config.tables[t];
+    const auto dim = static_cast<double>(table.dim), elements = static_cast<double>(table.rows) * dim;
+    if (!is_cut(table)) {
+      dense += elements;
+      continue;
+    }
+    const double share = shape.distinct_ids.at(t) / tp;  // of the ids: fetched by one tp peer
+    bytes.tables += others * share * (kId + 2 * dim * kFloat) + (tp - 1) * share * dim * kFloat + ring(groups) * elements / n * kFloat;
+  }
+  bytes.dense = ring(dp) * dense * kFloat;
+  if (is_cut(config.table(config.features.front().table))) {
+    const double rows = shape.num_labels / tp, dim = static_cast<double>(config.item_dim()), hidden = shape.bf16 ? 2 : kFloat;
+    const double gathered = (n - 1) * rows * (dim * hidden + kId), sums = ring(n) * n * rows * 3 * kFloat;
+    bytes.softmax = gathered + sums + (n - 1) * rows * dim * kFloat + (tp - 1) * rows * dim * kFloat;
+  }
+  return bytes;
+}
+
 FlopCounts forward_flops(const UserModelConfig& config, double num_interactions, double mean_length) {
   return forward_flops(config, num_interactions, mean_length, num_interactions);
 }

@@ -39,4 +39,25 @@ struct FlopCounts {
 /// The same with a label at every interaction.
 [[nodiscard]] FlopCounts forward_flops(const UserModelConfig& config, double num_interactions, double mean_length);
 
+/// One training step as the network sees it. Lengths and ids are those of a mean rank.
+struct WireShape {
+  int ranks = 1;
+  int tp = 1;                            ///< divides ranks and table_group
+  int table_group = 1;                   ///< ranks that hold the cut tables once; divides ranks
+  bool sharded = true;                   ///< tables cut by rows (those of at least table_min_rows rows)
+  std::int64_t table_min_rows = 4096;
+  bool bf16 = false;                     ///< of the item softmax: hiddens travel in two bytes
+  double num_labels = 0;                 ///< labelled rows of one batch
+  std::vector<double> distinct_ids = {}; ///< of one batch in each table (config.tables order)
+};
+/// Bytes that a mean rank sends in one step (forward and backward), as Communicator::bytes_sent counts them: the best known algorithm of each
+/// collective. Headers of collectives and the few numbers that steps agree on are left out.
+struct WireBytes {
+  double tables = 0;   ///< ids, rows and their gradients; sums over table groups
+  double softmax = 0;  ///< hiddens, targets, sums and gradients of hiddens
+  double dense = 0;    ///< gradients summed over dp: all but cut tables (counted as if tp cut nothing)
+  [[nodiscard]] double total() const { return tables + softmax + dense; }
+};
+[[nodiscard]] WireBytes wire_bytes(const UserModelConfig& config, const WireShape& shape);
+
 }  // namespace uqa::models

@@ -31,6 +31,19 @@ void require_rate(const char* field, double value) {
 /// Only there to give parameters the reference's names.
 struct Names : torch::nn::Module {};
 
+std::string table_parameter(const TableConfig& table) { return "ebc.bags." + table.name + ".weight"; }
+
+/// The rows of a table that this rank holds.
+SliceRange rows_here(const TableConfig& table, const TableSharding& sharding) {
+  if (!sharding.cuts(table.rows)) return {.begin = 0, .length = table.rows};
+  return even_range(table.rows, sharding.table.rank(), sharding.table.size());
+}
+
+ParameterLayout layout_of(const TableConfig& table, const TableSharding& sharding) {
+  if (!sharding.cuts(table.rows)) return {};
+  return sliced(ShardAxis::kTable, {table.rows, table.dim}, 0, rows_here(table, sharding));
+}
+
 }  // namespace
 
 void UserModelConfig::validate() const {
@@ -123,13 +136,14 @@ struct UserModelImpl::Modules {
   std::shared_ptr<EncoderImpl> backbone;
 };
 
-UserModelImpl::UserModelImpl(UserModelConfig config) : config_(std::move(config)), modules_(std::make_shared<Modules>()) {
+UserModelImpl::UserModelImpl(UserModelConfig config, TableSharding sharding)
+    : config_(std::move(config)), sharding_(std::move(sharding)), modules_(std::make_shared<Modules>()) {
   config_.validate();
   const auto ebc = register_module("ebc", std::make_shared<Names>());
   const auto bags = ebc->register_module("bags", std::make_shared<Names>());
   for (const auto& table : config_.tables) {
     const auto bag = bags->register_module(table.name, std::make_shared<Names>());
-    modules_->tables.push_back(bag->register_parameter("weight", at::zeros({table.rows, table.dim})));
+    modules_->tables.push_back(bag->register_parameter("weight", at::zeros({rows_here(table, sharding_).length, table.dim})));
   }
   for (const auto& feature : config_.features) {
     const auto found = std::ranges::find_if(config_.tables, [&](const auto& table) { return table.name == feature.table; });
@@ -144,7 +158,7 @@ void UserModelImpl::init_weights(std::uint64_t seed) {
   constexpr double kTableStd = 0.02;
   const at::NoGradGuard no_grad;
   for (std::size_t i = 0; i < modules_->tables.size(); ++i) {
-    init_truncated_normal_(modules_->tables[i], seed, "ebc.bags." + config_.tables[i].name + ".weight", kTableStd);
+    init_truncated_normal_(modules_->tables[i], seed, table_parameter(config_.tables[i]), kTableStd, layout_of(config_.tables[i], sharding_));
   }
   init_linear_default_(modules_->proj1->weight, modules_->proj1->bias, seed, "proj1");
   init_linear_default_(modules_->proj2->weight, modules_->proj2->bias, seed, "proj2");
@@ -152,7 +166,36 @@ void UserModelImpl::init_weights(std::uint64_t seed) {
 }
 
 Tensor UserModelImpl::embed(const UserBatch& batch) const {
-  return feature_bags(modules_->tables, modules_->table_of_feature, batch.features, batch.layout.num_rows());
+  if (!shards_tables()) return feature_bags(modules_->tables, modules_->table_of_feature, batch.features, batch.layout.num_rows());
+  // Where a table is cut, the rows that the batch uses are fetched into a small table of their own, and ids become places in it.
+  UQA_CHECK(batch.features.size() == config_.features.size(), ErrorCode::kData, "{} features in the batch, the model has {}", batch.features.size(),
+            config_.features.size());
+  std::vector<std::size_t> cut;
+  std::vector<Tensor> cut_tables;
+  std::vector<RowRequest> requests;
+  auto features = batch.features;
+  for (std::size_t t = 0; t < config_.tables.size(); ++t) {
+    if (!sharding_.cuts(config_.tables[t].rows)) continue;
+    std::vector<Tensor> ids;
+    for (std::size_t f = 0; f < features.size(); ++f) {
+      if (modules_->table_of_feature[f] == t) ids.push_back(features[f].values);
+    }
+    const auto [unique_U, place_N] = at::_unique(at::cat(ids), /*sorted=*/true, /*return_inverse=*/true);
+    std::int64_t begin = 0;
+    for (std::size_t f = 0; f < features.size(); ++f) {
+      if (modules_->table_of_feature[f] != t) continue;
+      const auto count = features[f].values.numel();
+      features[f].values = place_N.narrow(0, begin, count);
+      begin += count;
+    }
+    cut.push_back(t);
+    cut_tables.push_back(modules_->tables[t]);
+    requests.push_back({.ids_U = unique_U, .num_rows = config_.tables[t].rows});
+  }
+  auto tables = modules_->tables;
+  const auto rows = sharded_rows(cut_tables, requests, sharding_);
+  for (std::size_t i = 0; i < cut.size(); ++i) tables[cut[i]] = rows[i];
+  return feature_bags(tables, modules_->table_of_feature, features, batch.layout.num_rows());
 }
 
 Tensor UserModelImpl::forward(const UserBatch& batch, const DropoutContext& context) {
@@ -170,5 +213,29 @@ Tensor UserModelImpl::forward(const UserBatch& batch, const DropoutContext& cont
 Tensor UserModelImpl::item_hiddens(const Tensor& states_TH) { return modules_->proj2->forward(states_TH).to(at::kFloat); }
 
 Tensor UserModelImpl::item_table() const { return modules_->tables[modules_->table_of_feature.front()]; }
+
+ItemShards UserModelImpl::item_shards() const {
+  const auto rows = config_.table(config_.features.front().table).rows;
+  if (!sharding_.cuts(rows)) return {};
+  return {.table = sharding_.table, .tp = sharding_.tp, .num_rows = rows};
+}
+
+bool UserModelImpl::shards_tables() const {
+  return std::ranges::any_of(config_.tables, [&](const auto& table) { return sharding_.cuts(table.rows); });
+}
+
+std::map<std::string, ParameterLayout> UserModelImpl::own_layouts() const {
+  std::map<std::string, ParameterLayout> layouts;
+  for (const auto& table : config_.tables) {
+    if (auto layout = layout_of(table, sharding_); layout.sharded()) layouts.emplace(table_parameter(table), std::move(layout));
+  }
+  return layouts;
+}
+
+UserBatch UserModelImpl::empty_batch() const {
+  UserBatch batch;
+  for (std::size_t f = 0; f < config_.features.size(); ++f) batch.features.push_back({.values = at::empty({0}, at::kLong), .offsets = {}});
+  return batch;
+}
 
 }  // namespace uqa::models

@@ -9,7 +9,10 @@
 #include <string>
 #include <vector>
 
+#include "models/loss/item_softmax.h"
 #include "models/packed.h"
+#include "models/parallel/layout.h"
+#include "models/parallel/sharded_rows.h"
 
 namespace uqa::models {
 
@@ -91,9 +94,11 @@ class EncoderImpl : public torch::nn::Module {
   virtual void init_weights(std::uint64_t seed, const std::string& prefix) = 0;
 };
 
-class UserModelImpl : public torch::nn::Module {
+/// With row-sharded tables (`sharding`) every rank of the table group must call embed() and forward() at the same time, with an empty batch
+/// (T = 0, B = 0) if it has none, and run backward through them alike: they fetch rows from each other.
+class UserModelImpl : public torch::nn::Module, public HasLayouts {
  public:
-  explicit UserModelImpl(UserModelConfig config);
+  explicit UserModelImpl(UserModelConfig config, TableSharding sharding = {});
   /// Sets every parameter from (seed, name, element), as the reference initialises its modules; the same at any world size.
   void init_weights(std::uint64_t seed);
   /// Mean-bag embeddings of all features, concatenated. -> [T, sum of dims]; empty bags give zeros.
@@ -102,12 +107,20 @@ class UserModelImpl : public torch::nn::Module {
   [[nodiscard]] Tensor forward(const UserBatch& batch, const DropoutContext& context);
   /// proj2: [T, H] -> [T, item_dim], float32.
   [[nodiscard]] Tensor item_hiddens(const Tensor& states_TH);
-  /// The item table [V, item_dim]: input rows and output head (tied).
+  /// The item table [V, item_dim]: input rows and output head (tied); this rank's rows where it is cut.
   [[nodiscard]] Tensor item_table() const;
+  /// How item_table() is cut, for the item softmax.
+  [[nodiscard]] ItemShards item_shards() const;
+  /// Some table is cut over more than one rank.
+  [[nodiscard]] bool shards_tables() const;
+  [[nodiscard]] std::map<std::string, ParameterLayout> own_layouts() const override;
+  /// A batch of no users, as a rank without work needs it.
+  [[nodiscard]] UserBatch empty_batch() const;
   [[nodiscard]] const UserModelConfig& config() const { return config_; }
 
  private:
   UserModelConfig config_;
+  TableSharding sharding_;
   struct Modules;
   std::shared_ptr<Modules> modules_;
 };

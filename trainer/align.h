@@ -93,7 +93,7 @@ struct AlignConfig {
   std::int64_t validation_questions = 400;  ///< most questions of a validation; >= 0
   AlignEvalConfig eval;
   std::int64_t micro_rows = 2048;        ///< most LLM rows of one forward pass on one rank: bounds memory; > 0
-  LoopConfig loop;
+  LoopConfig loop{.parallel = {.tables = "replicated"}};  ///< parallel.tables: "replicated" only, every rank reads whole histories
   void validate() const;                 ///< Error(kConfig) naming the field; nothing is opened
   /// Looks at the encoder's and the adapter's model.json, so that what cannot fit is refused before any work: Error(kConfig) naming both numbers.
   void check_inputs() const;

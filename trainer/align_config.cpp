@@ -27,6 +27,8 @@ Frozen parse_freeze(const std::string& list) {
 
 void AlignConfig::validate() const {
   loop.validate();
+  UQA_CHECK(loop.parallel.tables == "replicated", ErrorCode::kConfig,
+            "parallel.tables = {}, must be replicated in alignment, which holds the encoder's tables whole on every rank; change --parallel.tables", loop.parallel.tables);
   UQA_CHECK(prompt == "soft" || prompt == "none", ErrorCode::kConfig, "prompt = {}, must be soft or none; change --prompt", prompt);
   UQA_CHECK(!data.empty(), ErrorCode::kConfig, "data is missing; give --data DIR");
   UQA_CHECK(!questions.empty(), ErrorCode::kConfig, "questions is missing; give --questions DIR");

@@ -28,31 +28,6 @@ std::optional<std::int64_t> step_of(const std::string& name) {
   return step;
 }
 
-/// The ranges of every tensor on every rank, by rank and position in `tensors`. Collective where some tensor is cut.
-std::vector<std::vector<std::vector<models::SliceRange>>> exchange_ranges(const std::vector<NamedParameter>& tensors, const comm::Communicator& world) {
-  std::vector<std::vector<std::vector<models::SliceRange>>> held(static_cast<std::size_t>(world.size()), std::vector<std::vector<models::SliceRange>>(tensors.size()));
-  std::vector<std::int64_t> mine;  // of each cut tensor: number of ranges, then begin and length of each
-  for (const auto& parameter : tensors) {
-    if (!parameter.layout.sharded()) continue;
-    mine.push_back(static_cast<std::int64_t>(parameter.layout.ranges.size()));
-    for (const auto& range : parameter.layout.ranges) mine.insert(mine.end(), {range.begin, range.length});
-  }
-  if (mine.empty()) return held;
-  const Tensor all = comm::all_gather(at::tensor(mine, at::kLong), world).contiguous();
-  const auto* next = all.const_data_ptr<std::int64_t>();
-  for (auto& rank : held) {
-    for (std::size_t i = 0; i < tensors.size(); ++i) {
-      if (!tensors[i].layout.sharded()) continue;
-      rank[i].resize(static_cast<std::size_t>(*next++));
-      for (auto& range : rank[i]) {
-        range.begin = *next++;
-        range.length = *next++;
-      }
-    }
-  }
-  return held;
-}
-
 /// The part of `parameter` that is `range` of the whole, or all of it.
 Tensor held_part(const NamedParameter& parameter, const std::optional<models::SliceRange>& range) {
   if (!range) return parameter.tensor.detach();

@@ -36,7 +36,7 @@ void BatchConfig::validate() const {
 void ParallelConfig::validate() const {
   require(dp >= 0, "parallel.dp", dp, ">= 0 (0: world size / tp)");
   require(tp == 1, "parallel.tp", tp, "1 in this version");
-  require(tables == "replicated", "parallel.tables", tables, "replicated in this version");
+  require(tables == "replicated" || tables == "sharded", "parallel.tables", tables, "replicated or sharded");
   require(table_group >= 0, "parallel.table_group", table_group, ">= 0 (0: the world, at most 64 ranks)");
   require(table_min_rows >= 0, "parallel.table_min_rows", table_min_rows, ">= 0");
   require(std::isfinite(bucket_bytes) && bucket_bytes > 0, "parallel.bucket_bytes", bucket_bytes, "a number > 0");

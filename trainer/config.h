@@ -31,7 +31,7 @@ struct BatchConfig {
 struct ParallelConfig {
   std::int64_t dp = 0;            ///< data-parallel degree; 0: world size / tp
   std::int64_t tp = 1;            ///< tensor-parallel degree; only 1 in this version, others are refused
-  std::string tables = "replicated";  ///< feature tables and item softmax: "replicated", or "sharded" by rows over a table group
+  std::string tables = "sharded";  ///< feature tables and item softmax: "sharded" by rows over a table group (nothing is cut on one rank), or "replicated"
   std::int64_t table_group = 0;   ///< ranks that hold the sharded tables once; 0: the world, at most 64. Divides the world, a multiple of tp
   std::int64_t table_min_rows = 4096;  ///< tables with fewer rows are replicated in any case; >= 0
   double bucket_bytes = 25e6;     ///< size of a gradient bucket; > 0

@@ -10,7 +10,7 @@ std::int64_t peak_rss_bytes() {
   return static_cast<std::int64_t>(usage.ru_maxrss) * 1024;  // Linux counts in KiB
 }
 
-StepMeter::StepMeter(const comm::Mesh& mesh) : mesh_(mesh), bytes_before_(bytes_sent()) {}
+StepMeter::StepMeter(const comm::Mesh& mesh) : mesh_(mesh), bytes_before_(mesh.bytes_sent()), table_bytes_before_(table_bytes_sent()) {}
 
 void StepMeter::add(const AgreedStep& step, double loss_sum_nats, double flops, const StepTimes& times) {
   loss_sum_nats_ += loss_sum_nats;
@@ -27,7 +27,7 @@ double StepMeter::loss_nats() const { return labels_ > 0 ? loss_sum_nats_ / stat
 
 Json StepMeter::record(std::int64_t step, double epoch, double lr, double grad_norm) {
   const double seconds = times_.total_s > 0 ? times_.total_s : 1;
-  const std::int64_t bytes = bytes_sent();
+  const std::int64_t bytes = mesh_.bytes_sent(), table_bytes = table_bytes_sent();
   const Json record{{"kind", "train"},
                     {"step", step},
                     {"epoch", epoch},
@@ -41,12 +41,14 @@ Json StepMeter::record(std::int64_t step, double epoch, double lr, double grad_n
                     {"data_wait_fraction", times_.data_wait_s / seconds},
                     {"comm_exposed_fraction", times_.comm_exposed_s / seconds},
                     {"comm_bytes", bytes - bytes_before_},
+                    {"comm_table_bytes", table_bytes - table_bytes_before_},
                     {"peak_rss_bytes", peak_rss_bytes()},
                     {"flops_per_s", flops_ / seconds}};
   loss_sum_nats_ = flops_ = 0;
   labels_ = interactions_ = tokens_ = 0;
   times_ = {};
   bytes_before_ = bytes;
+  table_bytes_before_ = table_bytes;
   return record;
 }
 
@@ -57,8 +59,6 @@ void StepMeter::restore(const Json& state, const std::string& what) {
   labels_ = get<std::int64_t>(state, "labels", what);
 }
 
-std::int64_t StepMeter::bytes_sent() const {
-  return mesh_.bytes_sent();
-}
+std::int64_t StepMeter::table_bytes_sent() const { return mesh_.table().bytes_sent() + mesh_.table_replica().bytes_sent(); }
 
 }  // namespace uqa::trainer

@@ -31,10 +31,10 @@ class StepMeter {
   void restore(const Json& state, const std::string& what);
 
  private:
-  [[nodiscard]] std::int64_t bytes_sent() const;
+  [[nodiscard]] std::int64_t table_bytes_sent() const;
   comm::Mesh mesh_;
   double loss_sum_nats_ = 0, flops_ = 0;
-  std::int64_t labels_ = 0, interactions_ = 0, tokens_ = 0, bytes_before_ = 0;
+  std::int64_t labels_ = 0, interactions_ = 0, tokens_ = 0, bytes_before_ = 0, table_bytes_before_ = 0;
   StepTimes times_;
 };
 

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <array>
 #include <cmath>
+#include <exception>
 
 #include "models/loss/item_softmax.h"
 #include "trainer/pretrain.h"
@@ -33,6 +34,28 @@ struct ExactSums {
   }
 };
 
+struct EvalBatch {
+  models::UserBatch users;
+  std::vector<std::int64_t> rows, targets;  ///< the last row of each user, and what comes next
+};
+
+/// Spans [begin, end).
+EvalBatch make_batch(const data::Dataset& dataset, const std::vector<data::Span>& spans, std::int64_t begin, std::int64_t end) {
+  EvalBatch made;
+  std::vector<data::Span> histories;
+  std::vector<std::int64_t> ids;
+  for (std::int64_t i = begin; i < end; ++i) {
+    const auto& span = spans[static_cast<std::size_t>(i)];
+    histories.push_back({.user = span.user, .begin = span.begin, .end = span.end - 1});
+    ids.push_back(i);
+    made.targets.push_back(dataset.item(span.user, span.end - 1));
+  }
+  const auto batch = std::make_shared<const data::PackedBatch>(data::pack(dataset, histories, ids, data::Targets::kNone));
+  for (std::size_t b = 1; b < batch->cu_seqlens.size(); ++b) made.rows.push_back(batch->cu_seqlens[b] - 1);
+  made.users = wrap_user_batch(batch);
+  return made;
+}
+
 }  // namespace
 
 std::vector<std::string> next_item_metric_names() {
@@ -48,25 +71,27 @@ NextItemResult evaluate_next_item(models::UserModelImpl& model, const data::Data
   const auto total = static_cast<std::int64_t>(spans.size());
   const std::int64_t first = total * comm.rank() / comm.size(), last = total * (comm.rank() + 1) / comm.size();
   ExactSums sums;
+  // With tables that are cut, all ranks run as many batches as the one with the most users.
+  const auto own_batches = (last - first + options.batch_users - 1) / options.batch_users;
+  const auto num_batches = model.shards_tables() ? comm::all_reduce(own_batches, comm::ReduceOp::kMax, comm) : own_batches;
   comm::run_agreed(comm, [&] {
-    for (std::int64_t begin = first; begin < last; begin += options.batch_users) {
-      const std::int64_t end = std::min(begin + options.batch_users, last);
-      std::vector<data::Span> histories;
-      std::vector<std::int64_t> ids, targets, rows;
-      for (std::int64_t i = begin; i < end; ++i) {
-        const auto& span = spans[static_cast<std::size_t>(i)];
-        histories.push_back({.user = span.user, .begin = span.begin, .end = span.end - 1});
-        ids.push_back(i);
-        targets.push_back(dataset.item(span.user, span.end - 1));
+    std::exception_ptr error;  // of this rank's data: the others are still waiting for it in the model
+    for (std::int64_t index = 0; index < num_batches; ++index) {
+      EvalBatch batch{.users = model.empty_batch(), .rows = {}, .targets = {}};
+      try {
+        const std::int64_t begin = std::min(first + index * options.batch_users, last);
+        if (begin < last) batch = make_batch(dataset, spans, begin, std::min(begin + options.batch_users, last));
+      } catch (...) {
+        error = std::current_exception();
       }
-      const auto batch = std::make_shared<const data::PackedBatch>(data::pack(dataset, histories, ids, data::Targets::kNone));
-      for (std::size_t b = 1; b < batch->cu_seqlens.size(); ++b) rows.push_back(batch->cu_seqlens[b] - 1);
-      const Tensor states_TH = model.forward(wrap_user_batch(batch), {});
-      const Tensor h_BD = model.item_hiddens(states_TH.index_select(0, at::tensor(rows, at::kLong)));
-      const Tensor ranks_B = models::item_ranks(h_BD, model.item_table(), at::tensor(targets, at::kLong)).contiguous();
+      if (error && !model.shards_tables()) break;
+      const Tensor states_TH = model.forward(batch.users, {});
+      const Tensor h_BD = model.item_hiddens(states_TH.index_select(0, at::tensor(batch.rows, at::kLong)));
+      const Tensor ranks_B = models::item_ranks(h_BD, model.item_table(), at::tensor(batch.targets, at::kLong), {}, model.item_shards()).contiguous();
       const auto* const ranks = ranks_B.const_data_ptr<double>();
       for (std::int64_t b = 0; b < ranks_B.numel(); ++b) sums.add(ranks[b]);
     }
+    if (error) std::rethrow_exception(error);
   });
   std::vector<std::int64_t> flat(sums.hits.begin(), sums.hits.end());
   flat.insert(flat.end(), sums.gains.begin(), sums.gains.end());

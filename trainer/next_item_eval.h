@@ -27,7 +27,8 @@ struct NextItemOptions {
 
 /// The target of a span is its last interaction, the input everything before it. The whole catalogue competes, seen items included; scores
 /// in float32, rank = larger scores + ties / 2. Each rank evaluates a contiguous part of `spans`; the sums are integers, so the
-/// result does not depend on how users are divided. `model` must be in eval mode. Collective over `comm`; throws on every rank when one fails
+/// result does not depend on how users are divided. `model` must be in eval mode; where its tables are cut, all ranks of the table groups
+/// take part (a rank without users left runs with none). Collective over `comm`; throws on every rank when one fails
 /// (Error(kNumeric): a score is not finite).
 [[nodiscard]] NextItemResult evaluate_next_item(models::UserModelImpl& model, const data::Dataset& dataset, const std::vector<data::Span>& spans,
                                                 const comm::Communicator& comm, const NextItemOptions& options);

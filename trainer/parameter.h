@@ -2,7 +2,9 @@
 #pragma once
 
 #include <string>
+#include <vector>
 
+#include "comm/communicator.h"
 #include "models/parallel/layout.h"
 
 namespace uqa::trainer {
@@ -15,5 +17,9 @@ struct NamedParameter {
   double lr_scale = 1;                  ///< factor of the learning rate
   models::ParameterLayout layout = {};  ///< replicated unless said otherwise
 };
+
+/// The ranges of every parameter on every rank, by rank and position in `tensors`; empty for replicated ones. Collective where some parameter
+/// is cut.
+[[nodiscard]] std::vector<std::vector<std::vector<models::SliceRange>>> exchange_ranges(const std::vector<NamedParameter>& tensors, const comm::Communicator& world);
 
 }  // namespace uqa::trainer

@@ -6,10 +6,10 @@
 #include "core/log.h"
 #include "models/cost.h"
 #include "models/loss/item_softmax.h"
-#include "models/tensor_io.h"
 #include "trainer/autocast.h"
 #include "trainer/next_item_eval.h"
 #include "trainer/run_info.h"
+#include "trainer/save_whole.h"
 
 namespace uqa::trainer {
 namespace {
@@ -51,7 +51,7 @@ struct PretrainTask::Impl {
   }
 };
 
-PretrainTask::PretrainTask(PretrainConfig config, const comm::Mesh& /*mesh*/) : impl_(std::make_unique<Impl>()) {
+PretrainTask::PretrainTask(PretrainConfig config, const comm::Mesh& mesh) : impl_(std::make_unique<Impl>()) {
   config.validate();
   auto& s = *impl_;
   s.config = std::move(config);
@@ -63,7 +63,10 @@ PretrainTask::PretrainTask(PretrainConfig config, const comm::Mesh& /*mesh*/) : 
   s.model_config = resolve(s.config.model, s.data.schema());
   UQA_CHECK(s.model_config.encoder != "hstu" || s.model_config.hstu.bias != "position_time" || !s.data.timestamps(0, 0, 1).empty(), ErrorCode::kConfig,
             "model.hstu.bias = position_time, but data {} has no timestamps; choose --model.hstu.bias position or none, or import a log with times", s.config.data);
-  s.model = models::UserModel(s.model_config);
+  const auto& parallel = s.config.loop.parallel;
+  models::TableSharding sharding;
+  if (parallel.tables == "sharded") sharding = {.table = mesh.table(), .tp = mesh.tp(), .min_rows = parallel.table_min_rows};
+  s.model = models::UserModel(s.model_config, sharding);
   s.model->init_weights(static_cast<std::uint64_t>(s.config.loop.train.seed));
   if (s.config.model.sasrec_same_start) copy_first_attention(*s.model);
   double rows = 0;
@@ -77,7 +80,11 @@ PretrainTask::~PretrainTask() = default;
 
 std::vector<NamedParameter> PretrainTask::parameters() const {
   std::vector<NamedParameter> parameters;
-  for (const auto& parameter : impl_->model->named_parameters()) parameters.push_back({parameter.key(), parameter.value()});
+  const auto layouts = models::layouts_of(*impl_->model);
+  for (const auto& parameter : impl_->model->named_parameters()) {
+    const auto layout = layouts.find(parameter.key());
+    parameters.push_back({parameter.key(), parameter.value(), 1, layout == layouts.end() ? models::ParameterLayout{} : layout->second});
+  }
   return parameters;
 }
 
@@ -107,14 +114,18 @@ std::unique_ptr<TaskBatch> PretrainTask::load(const std::vector<std::int64_t>& s
 
 Tensor PretrainTask::loss_sum(const TaskBatch& batch, std::int64_t micro, const models::DropoutContext& context) {
   const auto& parts = static_cast<const PretrainBatch&>(batch).micro;
-  if (micro >= static_cast<std::int64_t>(parts.size())) return at::zeros({}, at::kFloat);
-  const auto& packed = parts[static_cast<std::size_t>(micro)];
+  auto& model = *impl_->model;
+  const bool has_rows = micro < static_cast<std::int64_t>(parts.size());
+  // Where tables are cut, a rank without rows still answers the others, in backward too.
+  if (!has_rows && !model.shards_tables()) return at::zeros({}, at::kFloat);
+  const auto packed = has_rows ? parts[static_cast<std::size_t>(micro)] : nullptr;
   Tensor h_TD;
   {
     const AutocastBf16 autocast(impl_->bf16());
-    h_TD = impl_->model->item_hiddens(impl_->model->forward(wrap_user_batch(packed), context));
+    h_TD = model.item_hiddens(model.forward(has_rows ? wrap_user_batch(packed) : model.empty_batch(), context));
   }
-  return models::item_softmax_loss(h_TD.to(at::kFloat), impl_->model->item_table(), wrap_targets(packed), {.bf16 = impl_->bf16()});
+  const auto targets_T = has_rows ? wrap_targets(packed) : at::empty({0}, at::kLong);
+  return models::item_softmax_loss(h_TD.to(at::kFloat), model.item_table(), targets_T, {.bf16 = impl_->bf16()}, model.item_shards());
 }
 
 std::optional<Validation> PretrainTask::validate(const comm::Mesh& mesh) {
@@ -181,9 +192,12 @@ void PretrainTask::save_model(const fs::path& directory, const comm::Mesh& mesh)
                   {"data_digest", s.data.digest()},
                   {"split", s.config.split},
                   {"preset", s.config.preset}};
+  auto tensors = parameters();
+  for (const auto& buffer : s.model->named_buffers()) tensors.push_back({buffer.key(), buffer.value()});
+  std::ranges::sort(tensors, {}, &NamedParameter::name);
+  save_whole_tensors(directory / "model.safetensors", tensors, mesh);
   comm::run_agreed(mesh.world(), [&] {
     if (mesh.world().rank() != 0) return;
-    models::save_tensors(directory / "model.safetensors", models::state_dict(*s.model));
     write_file_atomic(directory / "model.json", json.dump(2) + "\n");
   });
 }

@@ -184,28 +184,30 @@ SafetensorsHeader parse_safetensors(std::span<const std::byte> file, const std::
   return header;
 }
 
-void write_safetensors(const fs::path& path, const std::vector<TensorBytes>& tensors, const std::map<std::string, std::string>& metadata) {
+std::vector<std::size_t> SafetensorsWriter::order_of(const std::vector<TensorPlan>& tensors) {
   // The format allows no gaps, so padding cannot align a tensor: the widest dtypes come first instead.
   std::vector<std::size_t> order(tensors.size());
   std::iota(order.begin(), order.end(), std::size_t{0});
   std::stable_sort(order.begin(), order.end(),
                    [&](std::size_t a, std::size_t b) { return dtype_bytes(tensors[a].dtype) > dtype_bytes(tensors[b].dtype); });
+  return order;
+}
 
+SafetensorsWriter::SafetensorsWriter(const fs::path& path, const std::vector<TensorPlan>& tensors, const std::map<std::string, std::string>& metadata)
+    : file_(path) {
   nlohmann::ordered_json header = nlohmann::ordered_json::object();
   if (!metadata.empty()) header[std::string(kMetadataKey)] = metadata;
   std::set<std::string_view> names;
-  std::uint64_t offset = 0;
-  for (const std::size_t i : order) {
+  for (const std::size_t i : order_of(tensors)) {
     const auto& tensor = tensors[i];
     UQA_CHECK(tensor.name != kMetadataKey && names.insert(tensor.name).second, ErrorCode::kInternal,
               "{}: tensor name '{}' is reserved or given twice", path.string(), tensor.name);
     std::uint64_t bytes = 0;
     UQA_CHECK(std::all_of(tensor.shape.begin(), tensor.shape.end(), [](std::int64_t size) { return size >= 0; }) &&
-                  tensor_bytes(tensor.shape, dtype_bytes(tensor.dtype), bytes) && bytes == tensor.bytes.size(),
-              ErrorCode::kInternal, "{}: tensor '{}' of dtype {} and shape [{}] is given {} bytes", path.string(), tensor.name, tensor.dtype,
-              fmt::join(tensor.shape, ", "), tensor.bytes.size());
-    header[tensor.name] = {{"dtype", tensor.dtype}, {"shape", tensor.shape}, {"data_offsets", {offset, offset + bytes}}};
-    offset += bytes;
+                  tensor_bytes(tensor.shape, dtype_bytes(tensor.dtype), bytes),
+              ErrorCode::kInternal, "{}: tensor '{}' has shape [{}]", path.string(), tensor.name, fmt::join(tensor.shape, ", "));
+    header[tensor.name] = {{"dtype", tensor.dtype}, {"shape", tensor.shape}, {"data_offsets", {expected_, expected_ + bytes}}};
+    expected_ += bytes;
   }
   std::string text = header.dump();
   text.append((8 - (kLengthBytes + text.size()) % 8) % 8, ' ');
@@ -214,13 +216,32 @@ void write_safetensors(const fs::path& path, const std::vector<TensorBytes>& ten
             path.string(), header_bytes, kMaxHeaderBytes);
   std::string head(kLengthBytes, '\0');
   std::memcpy(head.data(), &header_bytes, kLengthBytes);
-  head += text;
+  file_.append(head + text);
+}
 
-  std::vector<std::string_view> parts{head};
-  for (const std::size_t i : order) {
-    parts.emplace_back(reinterpret_cast<const char*>(tensors[i].bytes.data()), tensors[i].bytes.size());
+void SafetensorsWriter::append(std::span<const std::byte> bytes) {
+  file_.append({reinterpret_cast<const char*>(bytes.data()), bytes.size()});
+  written_ += bytes.size();
+}
+
+void SafetensorsWriter::finish() {
+  UQA_CHECK(written_ == expected_, ErrorCode::kInternal, "safetensors file: {} bytes given of {}", written_, expected_);
+  file_.commit();
+}
+
+void write_safetensors(const fs::path& path, const std::vector<TensorBytes>& tensors, const std::map<std::string, std::string>& metadata) {
+  std::vector<TensorPlan> plans;
+  for (const auto& tensor : tensors) {
+    std::uint64_t bytes = 0;
+    UQA_CHECK(std::all_of(tensor.shape.begin(), tensor.shape.end(), [](std::int64_t size) { return size >= 0; }) &&
+                  tensor_bytes(tensor.shape, dtype_bytes(tensor.dtype), bytes) && bytes == tensor.bytes.size(),
+              ErrorCode::kInternal, "{}: tensor '{}' of dtype {} and shape [{}] is given {} bytes", path.string(), tensor.name, tensor.dtype,
+              fmt::join(tensor.shape, ", "), tensor.bytes.size());
+    plans.push_back({.name = tensor.name, .dtype = tensor.dtype, .shape = tensor.shape});
   }
-  write_file_atomic(path, parts);
+  SafetensorsWriter writer(path, plans, metadata);
+  for (const std::size_t i : SafetensorsWriter::order_of(plans)) writer.append(tensors[i].bytes);
+  writer.finish();
 }
 
 }  // namespace uqa::format

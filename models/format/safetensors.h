@@ -29,6 +29,27 @@ struct SafetensorsHeader {
 /// the file and not overlapping. Throws Error(kData) naming `what`. Never reads outside `file`.
 [[nodiscard]] SafetensorsHeader parse_safetensors(std::span<const std::byte> file, const std::string& what);
 
+/// A tensor to be written.
+struct TensorPlan {
+  std::string name, dtype;
+  std::vector<std::int64_t> shape;
+};
+/// Writes one file piece by piece: the header at once, then the bytes of the tensors in the order of order_of(), in as many pieces as the
+/// caller likes. The file is there after finish(), whole. Errors as write_safetensors().
+class SafetensorsWriter {
+ public:
+  SafetensorsWriter(const fs::path& path, const std::vector<TensorPlan>& tensors, const std::map<std::string, std::string>& metadata = {});
+  void append(std::span<const std::byte> bytes);
+  /// Error(kInternal) unless every byte has been given.
+  void finish();
+  /// Positions in `tensors` in the order of the data: the widest dtypes first, so that every tensor is aligned without gaps.
+  [[nodiscard]] static std::vector<std::size_t> order_of(const std::vector<TensorPlan>& tensors);
+
+ private:
+  AtomicFile file_;
+  std::uint64_t expected_ = 0, written_ = 0;  ///< bytes of data
+};
+
 struct TensorBytes {
   std::string name;
   std::string dtype;

@@ -2,123 +2,37 @@
 
 #include <algorithm>
 #include <cmath>
+#include <tuple>
+#include <vector>
 
 #include "core/error.h"
 #include "models/layers/no_autocast.h"
+#include "models/loss/hidden_chunks.h"
+#include "models/loss/logit_tiles.h"
 #include "models/loss/softmax_rows.h"
 
 #include <ATen/Parallel.h>
 
-// T packed rows, L labelled rows among them, V items, D item width; a tile is r rows x c columns of the [L, V] logits.
+// T packed rows, L labelled rows among them, l of those contributed by this rank; R rows of a chunk (all ranks' l, a part at a time);
+// V items of this rank, D item width.
 
 namespace uqa::models {
 namespace {
 
-constexpr std::int64_t kRowTile = 1024;    // rows of one tile: enough for a GEMM at full speed
-constexpr std::int64_t kColumnStep = 64;   // tile widths are multiples of it where they can be
-constexpr std::int64_t kRowGrain = 16;
-
-struct Tiling {
-  std::int64_t num_rows, num_items, tile_rows, tile_columns;
+/// What one rank's items say about the rows of a chunk. Compute type of the GEMM.
+struct PartialSums {
+  Tensor top_R, sum_R;  ///< maximum, sum of exp(logit - maximum): -inf and 0 without items
+  Tensor gold_R;        ///< logit of the target, 0 if it is another rank's
 };
 
-Tiling make_tiling(std::int64_t num_rows, std::int64_t num_items, std::int64_t block_bytes) {
-  const auto tile_rows = std::clamp<std::int64_t>(num_rows, 1, kRowTile);
-  auto columns = block_bytes / static_cast<std::int64_t>(sizeof(float)) / tile_rows;
-  if (columns > kColumnStep) columns -= columns % kColumnStep;
-  return {.num_rows = num_rows, .num_items = num_items, .tile_rows = tile_rows, .tile_columns = std::clamp<std::int64_t>(columns, 1, num_items)};
-}
+/// The chunk's targets relative to this rank's first item; those of other ranks fall outside [0, V).
+Tensor local_targets(const Tensor& targets_R, std::int64_t first_item) { return first_item == 0 ? targets_R : targets_R - first_item; }
 
-struct Tile {
-  std::int64_t first_row, num_rows, first_item, num_items;
-};
-
-/// Calls start_items(first, count) for every block of items, then body(tile) for its row tiles.
-template <typename StartItems, typename Body>
-void for_each_tile(const Tiling& tiling, const StartItems& start_items, const Body& body) {
-  for (std::int64_t v = 0; v < tiling.num_items; v += tiling.tile_columns) {
-    const auto num_items = std::min(tiling.tile_columns, tiling.num_items - v);
-    start_items(v, num_items);
-    for (std::int64_t t = 0; t < tiling.num_rows; t += tiling.tile_rows) {
-      body(Tile{.first_row = t, .num_rows = std::min(tiling.tile_rows, tiling.num_rows - t), .first_item = v, .num_items = num_items});
-    }
-  }
-}
-
-/// Logits tile by tile in one buffer, which stays in cache.
-class LogitTiles {
- public:
-  LogitTiles(const Tensor& h_LD, const Tensor& w_VD, at::ScalarType gemm_type, const Tiling& tiling)
-      : h_LD_(h_LD.to(gemm_type)),
-        w_VD_(w_VD),
-        buffer_(at::empty({tiling.tile_rows * tiling.tile_columns}, h_LD_.options())),
-        scratch_(at::empty({tiling.tile_columns * h_LD.size(1)}, h_LD_.options())) {}
-
-  /// Takes rows [first, first + count) of the item table as the block to multiply with.
-  void start_items(std::int64_t first, std::int64_t count) {
-    const auto rows = w_VD_.narrow(0, first, count);
-    if (rows.scalar_type() == h_LD_.scalar_type()) {
-      items_cD_ = rows;
-    } else {
-      items_cD_ = scratch_.narrow(0, 0, rows.numel()).view(rows.sizes());
-      items_cD_.copy_(rows);
-    }
-  }
-  /// [r, c], overwritten by the next call.
-  [[nodiscard]] Tensor logits(const Tile& tile) {
-    auto logits_rc = buffer_.narrow(0, 0, tile.num_rows * tile.num_items).view({tile.num_rows, tile.num_items});
-    at::mm_out(logits_rc, hiddens(tile), items_cD_.t());
-    return logits_rc;
-  }
-  [[nodiscard]] Tensor hiddens(const Tile& tile) const { return h_LD_.narrow(0, tile.first_row, tile.num_rows); }
-  [[nodiscard]] const Tensor& items() const { return items_cD_; }
-
- private:
-  Tensor h_LD_, w_VD_, buffer_, scratch_, items_cD_;
-};
-
-/// Adds a b to `sum`; a and b may be bfloat16 and sum float32.
-void add_product(Tensor sum, const Tensor& a, const Tensor& b) {
-  if (a.scalar_type() == sum.scalar_type()) {
-    sum.addmm_(a, b);
-  } else {
-    sum.add_(at::mm(a, b));
-  }
-}
-
-/// Column of a row's target inside a tile, or -1.
-std::int64_t target_column(const std::int64_t* targets, const Tile& tile, std::int64_t row) {
-  const auto column = targets[tile.first_row + row] - tile.first_item;
-  return column >= 0 && column < tile.num_items ? column : -1;
-}
-
-struct ItemSoftmaxInput {
-  Tensor labelled_L;  ///< rows that carry a label
-  Tensor targets_L;
-};
-
-ItemSoftmaxInput labelled(const Tensor& h_TD, const Tensor& w_VD, const Tensor& targets_T, const ItemSoftmaxOptions& options) {
-  UQA_CHECK(h_TD.dim() == 2 && w_VD.dim() == 2 && h_TD.size(1) == w_VD.size(1) && targets_T.dim() == 1 && targets_T.size(0) == h_TD.size(0) &&
-                w_VD.size(0) > 0,
-            ErrorCode::kInternal, "item softmax: hiddens [{}], items [{}], targets [{}] do not fit", fmt::join(h_TD.sizes(), ", "),
-            fmt::join(w_VD.sizes(), ", "), fmt::join(targets_T.sizes(), ", "));
-  UQA_CHECK(targets_T.scalar_type() == at::kLong, ErrorCode::kInternal, "item softmax: targets must be int64");
-  UQA_CHECK(options.block_bytes > 0, ErrorCode::kConfig, "block_bytes = {}, must be > 0", options.block_bytes);
-  const auto labelled_L = at::nonzero(targets_T >= 0).squeeze(1);
-  const auto targets_L = targets_T.index_select(0, labelled_L);
-  if (targets_L.size(0) > 0) {
-    const auto largest = targets_L.max().item<std::int64_t>();
-    UQA_CHECK(largest < w_VD.size(0), ErrorCode::kData, "target item = {}, must be below the {} items of the table", largest, w_VD.size(0));
-  }
-  return {.labelled_L = labelled_L, .targets_L = targets_L};
-}
-
-/// Sums -log p(target) and keeps log-sum-exp of every labelled row.
 template <typename T>
-double forward_tiles(LogitTiles& tiles, const Tiling& tiling, const std::int64_t* targets, const Tensor& log_sum_L) {
+void forward_tiles(LogitTiles& tiles, const Tiling& tiling, const std::int64_t* targets, const PartialSums& sums) {
   using Compute = ComputeType<T>;
   std::vector<RunningSum<Compute>> running(static_cast<std::size_t>(tiling.num_rows));
-  std::vector<Compute> target_logit(static_cast<std::size_t>(tiling.num_rows));
+  auto* gold = sums.gold_R.mutable_data_ptr<Compute>();
   for_each_tile(
       tiling, [&](std::int64_t first, std::int64_t count) { tiles.start_items(first, count); },
       [&](const Tile& tile) {
@@ -127,27 +41,24 @@ double forward_tiles(LogitTiles& tiles, const Tiling& tiling, const std::int64_t
         at::parallel_for(0, tile.num_rows, kRowGrain, [&](std::int64_t begin, std::int64_t end) {
           for (auto r = begin; r < end; ++r) {
             const T* row = logits + r * tile.num_items;
-            const auto place = static_cast<std::size_t>(tile.first_row + r);
-            add_logits(row, tile.num_items, running[place]);
-            if (const auto column = target_column(targets, tile, r); column >= 0) target_logit[place] = static_cast<Compute>(row[column]);
+            add_logits(row, tile.num_items, running[static_cast<std::size_t>(tile.first_row + r)]);
+            if (const auto column = target_column(targets, tile, r); column >= 0) gold[tile.first_row + r] = static_cast<Compute>(row[column]);
           }
         });
       });
-  double loss = 0;
-  auto* log_sum = log_sum_L.mutable_data_ptr<Compute>();
+  auto *top = sums.top_R.mutable_data_ptr<Compute>(), *sum = sums.sum_R.mutable_data_ptr<Compute>();
   for (std::size_t i = 0; i < running.size(); ++i) {
-    log_sum[i] = running[i].top + std::log(running[i].sum);
-    loss += static_cast<double>(log_sum[i] - target_logit[i]);
+    top[i] = running[i].top;
+    sum[i] = running[i].sum;
   }
-  return loss;
 }
 
-/// dh += P w and dw += P^T h with P = factor * (softmax - onehot), block by block. Undefined results are not computed.
+/// dh += P w and dw += P^T h with P = factor of the row * (softmax - onehot), block by block. Undefined results are not computed.
 template <typename T>
-void backward_tiles(LogitTiles& tiles, const Tiling& tiling, const std::int64_t* targets, const Tensor& log_sum_L, ComputeType<T> factor,
-                    const Tensor& dh_LD, const Tensor& dw_VD) {
+void backward_tiles(LogitTiles& tiles, const Tiling& tiling, const std::int64_t* targets, const Tensor& log_sum_R, const std::vector<double>& factor_of_row,
+                    const Tensor& dh_RD, const Tensor& dw_VD) {
   using Compute = ComputeType<T>;
-  const auto* log_sum = log_sum_L.const_data_ptr<Compute>();
+  const auto* log_sum = log_sum_R.const_data_ptr<Compute>();
   for_each_tile(
       tiling, [&](std::int64_t first, std::int64_t count) { tiles.start_items(first, count); },
       [&](const Tile& tile) {
@@ -157,121 +68,135 @@ void backward_tiles(LogitTiles& tiles, const Tiling& tiling, const std::int64_t*
           for (auto r = begin; r < end; ++r) {
             T* row = p + r * tile.num_items;
             const auto log_sum_of_row = log_sum[tile.first_row + r];
+            const auto factor = static_cast<Compute>(factor_of_row[static_cast<std::size_t>(tile.first_row + r)]);
             const auto column = target_column(targets, tile, r);
             const Compute target_logit = column >= 0 ? static_cast<Compute>(row[column]) : 0;
             scaled_softmax_row(row, tile.num_items, log_sum_of_row, factor);
             if (column >= 0) row[column] = static_cast<T>(factor * std::expm1(target_logit - log_sum_of_row));
           }
         });
-        if (dh_LD.defined()) add_product(dh_LD.narrow(0, tile.first_row, tile.num_rows), p_rc, tiles.items());
+        if (dh_RD.defined()) add_product(dh_RD.narrow(0, tile.first_row, tile.num_rows), p_rc, tiles.items());
         if (dw_VD.defined()) add_product(dw_VD.narrow(0, tile.first_item, tile.num_items), p_rc.t(), tiles.hiddens(tile));
       });
 }
 
+/// Log-sum-exp over all ranks' items, and the target's logit from its owner. Collective.
+std::pair<Tensor, Tensor> combine(const PartialSums& sums, const comm::Communicator& table) {
+  if (table.size() == 1) return {sums.top_R + sums.sum_R.log(), sums.gold_R};
+  const auto top_R = comm::all_reduce(sums.top_R, comm::ReduceOp::kMax, table);
+  // A rank without items has maximum -inf and sum 0: it adds nothing, and (-inf) - (-inf) must not make a NaN of it.
+  const auto scaled_R = at::where(sums.sum_R == 0, at::zeros_like(sums.sum_R), sums.sum_R * (sums.top_R - top_R).exp());
+  const auto both_2R = comm::all_reduce(at::stack({scaled_R, sums.gold_R}), comm::ReduceOp::kSum, table);
+  return {top_R + both_2R[0].log(), both_2R[1]};
+}
+
+struct SavedChunk {
+  HiddenChunk chunk;
+  Tensor h_RD;       ///< in the GEMM's type; undefined: gathered again
+  Tensor targets_R;  ///< relative to this rank's first item
+  Tensor log_sum_R;
+};
+
+/// What backward needs; nothing in it is part of the graph.
+struct SoftmaxPlan : torch::CustomClassHolder {
+  ItemShards shards;
+  OwnRows own;
+  Tensor h_lD;  ///< this rank's contribution, in the GEMM's type
+  std::vector<SavedChunk> chunks;
+  std::int64_t num_rows = 0, block_bytes = 0;
+  at::ScalarType h_type = at::kFloat, gemm_type = at::kFloat;
+};
+
 struct ItemSoftmax : torch::autograd::Function<ItemSoftmax> {
-  static Tensor forward(torch::autograd::AutogradContext* ctx, const Tensor& h_TD, const Tensor& w_VD, const Tensor& labelled_L, const Tensor& targets_L,
-                        std::int64_t block_bytes, bool bf16) {
+  static Tensor forward(torch::autograd::AutogradContext* ctx, const Tensor& h_TD, const Tensor& w_VD, const OwnRows& own, const ItemSoftmaxOptions& options,
+                        const ItemShards& shards) {
     const NoAutocast no_autocast;
-    const auto type = w_VD.scalar_type();
-    const auto h_LD = h_TD.index_select(0, labelled_L).to(type);
-    auto log_sum_L = at::empty({h_LD.size(0)}, h_LD.options());
-    const auto tiling = make_tiling(h_LD.size(0), w_VD.size(0), block_bytes);
-    const auto gemm_type = bf16 ? at::kBFloat16 : type;
+    const auto plan = c10::make_intrusive<SoftmaxPlan>();
+    plan->shards = shards;
+    plan->own = own;
+    plan->num_rows = h_TD.size(0);
+    plan->block_bytes = options.block_bytes;
+    plan->h_type = h_TD.scalar_type();
+    plan->gemm_type = options.bf16 ? at::kBFloat16 : w_VD.scalar_type();
+    plan->h_lD = h_TD.index_select(0, own.rows_l).to(plan->gemm_type);
+    const auto first_item = even_range(shards.num_rows, shards.table.rank(), shards.table.size()).begin;
+    const HiddenChunks chunks(own.rows_l.size(0), shards, options.gather_rows);
+    const bool keep = shards.table.size() == 1 || chunks.total_rows() * plan->h_lD.size(1) * plan->h_lD.element_size() <= options.keep_bytes;
     double loss = 0;
-    if (h_LD.size(0) > 0) {
-      LogitTiles tiles(h_LD, w_VD, gemm_type, tiling);
-      AT_DISPATCH_FLOATING_TYPES_AND(at::kBFloat16, gemm_type, "item_softmax", [&] {
-        loss = forward_tiles<scalar_t>(tiles, tiling, targets_L.const_data_ptr<std::int64_t>(), log_sum_L);
-      });
+    for (std::int64_t c = 0; c < chunks.size(); ++c) {
+      SavedChunk saved{.chunk = chunks[c], .h_RD = chunks.gather(plan->h_lD, chunks[c]), .targets_R = {}, .log_sum_R = {}};
+      saved.targets_R = local_targets(chunks.gather(own.targets_l, saved.chunk), first_item);
+      const auto rows = saved.chunk.num_rows;
+      const auto compute = w_VD.options().requires_grad(false);
+      const PartialSums sums{.top_R = at::full({rows}, -INFINITY, compute), .sum_R = at::zeros({rows}, compute), .gold_R = at::zeros({rows}, compute)};
+      if (rows > 0 && w_VD.size(0) > 0) {
+        const auto tiling = make_tiling(rows, w_VD.size(0), options.block_bytes);
+        LogitTiles tiles(saved.h_RD, w_VD, plan->gemm_type, tiling);
+        AT_DISPATCH_FLOATING_TYPES_AND(at::kBFloat16, plan->gemm_type, "item_softmax",
+                                       [&] { forward_tiles<scalar_t>(tiles, tiling, saved.targets_R.const_data_ptr<std::int64_t>(), sums); });
+      }
+      Tensor gold_R;
+      std::tie(saved.log_sum_R, gold_R) = combine(sums, shards.table);
+      const auto of_own = [&](const Tensor& x_R) { return x_R.narrow(0, saved.chunk.own_position, saved.chunk.own.length); };
+      loss += (of_own(saved.log_sum_R) - of_own(gold_R)).sum(at::kDouble).item<double>();
+      if (!keep) saved.h_RD.reset();
+      plan->chunks.push_back(std::move(saved));
     }
-    ctx->save_for_backward({h_LD, w_VD, labelled_L, targets_L, log_sum_L});
-    ctx->saved_data["num_rows"] = h_TD.size(0);
-    ctx->saved_data["h_type"] = static_cast<std::int64_t>(h_TD.scalar_type());
-    ctx->saved_data["block_bytes"] = block_bytes;
-    ctx->saved_data["gemm_type"] = static_cast<std::int64_t>(gemm_type);
-    return at::scalar_tensor(loss, h_LD.options());
+    ctx->save_for_backward({w_VD});
+    ctx->saved_data["plan"] = c10::IValue::make_capsule(plan);
+    return at::scalar_tensor(comm::sum_in_order(loss, shards.tp), w_VD.options().requires_grad(false));
   }
 
   static torch::autograd::variable_list backward(torch::autograd::AutogradContext* ctx, const torch::autograd::variable_list& grad) {
     const NoAutocast no_autocast;
-    const auto saved = ctx->get_saved_variables();
-    const auto &h_LD = saved[0], &w_VD = saved[1], &labelled_L = saved[2], &targets_L = saved[3], &log_sum_L = saved[4];
-    const auto gemm_type = static_cast<at::ScalarType>(ctx->saved_data["gemm_type"].toInt());
-    const auto h_type = static_cast<at::ScalarType>(ctx->saved_data["h_type"].toInt());
-    const auto dh_LD = ctx->needs_input_grad(0) ? at::zeros(h_LD.sizes(), h_LD.options()) : Tensor();
-    const auto dw_VD = ctx->needs_input_grad(1) ? at::zeros(w_VD.sizes(), w_VD.options()) : Tensor();
-    const auto tiling = make_tiling(h_LD.size(0), w_VD.size(0), ctx->saved_data["block_bytes"].toInt());
-    if (h_LD.size(0) > 0) {
-      LogitTiles tiles(h_LD, w_VD, gemm_type, tiling);
-      AT_DISPATCH_FLOATING_TYPES_AND(at::kBFloat16, gemm_type, "item_softmax_backward", [&] {
-        const auto factor = static_cast<ComputeType<scalar_t>>(grad[0].item<double>());
-        backward_tiles<scalar_t>(tiles, tiling, targets_L.const_data_ptr<std::int64_t>(), log_sum_L, factor, dh_LD, dw_VD);
-      });
+    const auto w_VD = ctx->get_saved_variables()[0];
+    const auto plan = c10::static_intrusive_pointer_cast<SoftmaxPlan>(ctx->saved_data["plan"].toCapsule());
+    const auto& table = plan->shards.table;
+    const auto options = w_VD.options().requires_grad(false);
+    const auto dw_VD = ctx->needs_input_grad(1) ? at::zeros(w_VD.sizes(), options) : Tensor();
+    // With row shards the others need this rank's part of their dh, whatever it needs itself.
+    const bool wants_dh = table.size() > 1 || ctx->needs_input_grad(0);
+    auto dh_lD = wants_dh ? at::zeros(plan->h_lD.sizes(), options) : Tensor();
+    const auto factors = table.size() == 1 ? grad[0].to(at::kDouble).view({1}) : comm::all_gather(grad[0].to(at::kFloat).view({1}), table).to(at::kDouble);
+    for (const auto& saved : plan->chunks) {
+      const auto& chunk = saved.chunk;
+      Tensor h_RD = saved.h_RD;
+      if (!h_RD.defined()) h_RD = comm::all_gather(plan->h_lD.narrow(0, chunk.own.begin, chunk.own.length), table);
+      std::vector<double> factor_of_row;
+      for (std::size_t r = 0; r < chunk.rows.size(); ++r) {
+        factor_of_row.insert(factor_of_row.end(), static_cast<std::size_t>(chunk.rows[r]), factors[static_cast<std::int64_t>(r)].item<double>());
+      }
+      auto dh_RD = wants_dh ? at::zeros({chunk.num_rows, h_RD.size(1)}, options) : Tensor();
+      if (chunk.num_rows > 0 && w_VD.size(0) > 0) {
+        const auto tiling = make_tiling(chunk.num_rows, w_VD.size(0), plan->block_bytes);
+        LogitTiles tiles(h_RD, w_VD, plan->gemm_type, tiling);
+        AT_DISPATCH_FLOATING_TYPES_AND(at::kBFloat16, plan->gemm_type, "item_softmax_backward", [&] {
+          backward_tiles<scalar_t>(tiles, tiling, saved.targets_R.const_data_ptr<std::int64_t>(), saved.log_sum_R, factor_of_row, dh_RD, dw_VD);
+        });
+      }
+      if (!wants_dh) continue;
+      if (table.size() > 1) dh_RD = comm::reduce_scatter(dh_RD, chunk.rows, table);
+      dh_lD.narrow(0, chunk.own.begin, chunk.own.length).copy_(dh_RD);
     }
     Tensor dh_TD;
-    if (dh_LD.defined()) {
-      dh_TD = at::zeros({ctx->saved_data["num_rows"].toInt(), h_LD.size(1)}, h_LD.options());
-      dh_TD = dh_TD.index_copy_(0, labelled_L, dh_LD).to(h_type);
+    if (wants_dh) {
+      // Peers have contributed consecutive parts of the same labelled rows.
+      const auto dh_LD = plan->shards.tp.size() == 1 ? dh_lD : comm::all_gather(dh_lD, plan->shards.tp);
+      if (ctx->needs_input_grad(0)) {
+        dh_TD = at::zeros({plan->num_rows, dh_LD.size(1)}, options);
+        dh_TD = dh_TD.index_copy_(0, plan->own.labelled_L, dh_LD).to(plan->h_type);
+      }
     }
-    return {dh_TD, dw_VD, {}, {}, {}, {}};
+    return {dh_TD, dw_VD, {}, {}, {}};
   }
 };
 
 }  // namespace
 
-Tensor item_softmax_loss(const Tensor& h_TD, const Tensor& w_VD, const Tensor& targets_T, const ItemSoftmaxOptions& options) {
-  const auto input = labelled(h_TD, w_VD, targets_T, options);
-  UQA_CHECK(w_VD.scalar_type() == at::kFloat || (w_VD.scalar_type() == at::kDouble && !options.bf16), ErrorCode::kInternal,
-            "item softmax: the item table must be float32 (float64 without bf16)");
-  return ItemSoftmax::apply(h_TD, w_VD.contiguous(), input.labelled_L, input.targets_L, options.block_bytes, options.bf16);
-}
-
-Tensor item_ranks(const Tensor& h_TD, const Tensor& w_VD, const Tensor& targets_T, const ItemSoftmaxOptions& options) {
-  const at::NoGradGuard no_grad;
-  const NoAutocast no_autocast;
-  const auto input = labelled(h_TD, w_VD, targets_T, options);
-  const auto num_rows = h_TD.size(0);
-  UQA_CHECK(input.targets_L.size(0) == num_rows, ErrorCode::kInternal, "item ranks: {} of {} rows have no target; leave them out",
-            num_rows - input.targets_L.size(0), num_rows);
-  auto ranks_T = at::empty({num_rows}, at::kDouble);
-  if (num_rows == 0) return ranks_T;
-  const auto tiling = make_tiling(num_rows, w_VD.size(0), options.block_bytes);
-  LogitTiles tiles(h_TD.to(at::kFloat).contiguous(), w_VD.to(at::kFloat).contiguous(), at::kFloat, tiling);
-  const auto* targets = input.targets_L.const_data_ptr<std::int64_t>();
-  const auto start_items = [&](std::int64_t first, std::int64_t count) { tiles.start_items(first, count); };
-
-  // Two passes over equal tiles, so that a target's score is bit for bit the one it is compared with.
-  std::vector<float> target_score(static_cast<std::size_t>(num_rows));
-  for_each_tile(tiling, start_items, [&](const Tile& tile) {
-    std::vector<std::int64_t> rows;
-    for (std::int64_t r = 0; r < tile.num_rows; ++r) {
-      if (target_column(targets, tile, r) >= 0) rows.push_back(r);
-    }
-    if (rows.empty()) return;
-    const auto scores_rc = tiles.logits(tile);
-    const auto* scores = scores_rc.const_data_ptr<float>();
-    for (const auto r : rows) target_score[static_cast<std::size_t>(tile.first_row + r)] = scores[r * tile.num_items + target_column(targets, tile, r)];
-  });
-  std::vector<RowCounts> counts(static_cast<std::size_t>(num_rows));
-  for_each_tile(tiling, start_items, [&](const Tile& tile) {
-    const auto scores_rc = tiles.logits(tile);
-    const auto* scores = scores_rc.const_data_ptr<float>();
-    at::parallel_for(0, tile.num_rows, kRowGrain, [&](std::int64_t begin, std::int64_t end) {
-      for (auto r = begin; r < end; ++r) {
-        const auto row = static_cast<std::size_t>(tile.first_row + r);
-        const auto part = count_against(scores + r * tile.num_items, tile.num_items, target_score[row]);
-        counts[row].larger += part.larger;
-        counts[row].equal += part.equal;
-        counts[row].finite = counts[row].finite && part.finite;
-      }
-    });
-  });
-  auto* ranks = ranks_T.mutable_data_ptr<double>();
-  for (std::size_t i = 0; i < counts.size(); ++i) {
-    UQA_CHECK(counts[i].finite, ErrorCode::kNumeric, "a score of row {} is not finite; lower optim.peak_lr or use float32", i);
-    ranks[i] = static_cast<double>(counts[i].larger) + static_cast<double>(counts[i].equal - 1) / 2;  // the target itself is among the equal
-  }
-  return ranks_T;
+Tensor item_softmax_loss(const Tensor& h_TD, const Tensor& w_VD, const Tensor& targets_T, const ItemSoftmaxOptions& options, const ItemShards& shards) {
+  UQA_CHECK(w_VD.scalar_type() == at::kFloat || (w_VD.scalar_type() == at::kDouble && !options.bf16 && shards.table.size() == 1), ErrorCode::kInternal,
+            "item softmax: the item table must be float32 (float64 without bf16 and row shards)");
+  return ItemSoftmax::apply(h_TD, w_VD.contiguous(), own_rows(h_TD, w_VD, targets_T, options, shards), options, shards);
 }
 
 }  // namespace uqa::models

@@ -324,7 +324,9 @@ void mesh_has_table_groups_of_consecutive_ranks(const Communicator& comm) {
   for (const auto& named : {fmt::format("parallel.table_group = {}", n + 1), fmt::format("world size {}", n), std::string("parallel.tp = 1")}) {
     EXPECT_NE(text.find(named), std::string::npos) << text;
   }
-  if (n % 2 == 0) EXPECT_EQ(agreed_error([&] { const comm::Mesh mesh(comm, 0, 2, 1); }).first, ErrorCode::kConfig) << "splits a tp group";
+  if (n % 2 == 0) {
+    EXPECT_EQ(agreed_error([&] { const comm::Mesh mesh(comm, 0, 2, 1); }).first, ErrorCode::kConfig) << "splits a tp group";
+  }
   EXPECT_EQ(agreed_error([&] { const comm::Mesh mesh(comm, 0, 1, -1); }).first, ErrorCode::kConfig);
 }
 

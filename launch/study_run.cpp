@@ -272,9 +272,9 @@ class StudyRunCommand final : public Command {
         array += std::to_string(i);
       }
       if (array.empty()) continue;
-      if (array_limit_ > 0) array += "%" + std::to_string(array_limit_);
-      std::vector<std::string> argv{"sbatch", "--parsable", "--array=" + array, "--job-name=uqa-" + opened.study.name};
-      if (!phase_job.empty()) argv.push_back("--dependency=afterok:" + phase_job);
+      if (array_limit_ > 0) array += fmt::format("%{}", array_limit_);
+      std::vector<std::string> argv{"sbatch", "--parsable", fmt::format("--array={}", array), fmt::format("--job-name=uqa-{}", opened.study.name)};
+      if (!phase_job.empty()) argv.push_back(fmt::format("--dependency=afterok:{}", phase_job));
       for (auto& word : words_of(sbatch_options_)) argv.push_back(std::move(word));
       argv.push_back(sbatch_);
       argv.push_back(fs::absolute(study_).string());

@@ -9,7 +9,7 @@ fail() { echo "FAILED: $*"; exit 1; }
 
 "$uqa" completion bash > "$work/uqa.bash" || fail "completion bash"
 bash -n "$work/uqa.bash" || fail "the completion is no bash"
-"$uqa" completion zsh | grep -q bashcompinit || fail "completion zsh"
+"$uqa" completion zsh > "$work/uqa.zsh" && grep -q bashcompinit "$work/uqa.zsh" || fail "completion zsh"
 "$uqa" completion fish 2>"$work/err" && fail "an unknown shell was accepted"
 grep -q "must be bash or zsh" "$work/err" || fail "the refusal of fish: $(cat "$work/err")"
 

@@ -94,7 +94,7 @@ PY
 until_true 120 "no task of n1 wrote a checkpoint" task_on n1
 preempted=$(squeue -h -t R -j "$job" -w n1 -o %K | tr '\n' ' ')
 urgent=$(sbatch --parsable -p urgent -w n1 --exclusive --output=urgent.out --wrap "sleep 1")
-until_true 120 "nothing was preempted on n1" grep -q "preempted\|requeu" "$work/cluster/slurmctld.log"
+until_true 120 "nothing was preempted on n1" grep -qi "preempted\|requeu" "$work/cluster/slurmctld.log"
 until_true 120 "the urgent job did not end" sh -c "! squeue -h -j $urgent | grep -q ."
 
 # A lost node: n2 goes down under its tasks and comes back.

@@ -164,7 +164,9 @@ TEST_F(Faithful, SoftTokensStandWhereThePromptPutsThem) {
     without.ids.erase(without.ids.begin() + trained.soft_index, without.ids.begin() + trained.soft_index + 3);
     EXPECT_EQ(without.ids, plain.ids);
     for (std::size_t t = 0; t + 1 < trained.ids.size(); ++t) {
-      if (trained.targets[t] >= 0) EXPECT_EQ(trained.targets[t], trained.ids[t + 1]) << t;
+      if (trained.targets[t] >= 0) {
+        EXPECT_EQ(trained.targets[t], trained.ids[t + 1]) << t;
+      }
     }
   }
 }

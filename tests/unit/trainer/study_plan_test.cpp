@@ -77,7 +77,7 @@ TEST_P(PlannedRunTest, ParametersStepsInteractionsAndFlopsAreThoseOfTheRun) {
     EXPECT_TRUE(plan.exact);
 
     // The same figures are in points.csv, and the loss of users who did not train.
-    const Run entry{.name = "r", .values = {{"seed", "1"}}, .stages = {{.stage = "pretrain", .argv = {}, .directory = run.path()}}};
+    const study::Run entry{.name = "r", .values = {{"seed", "1"}}, .stages = {{.stage = "pretrain", .argv = {}, .directory = run.path()}}};
     const auto csv = points_csv({entry});
     EXPECT_NE(csv.find(fmt::format(",{},", flops)), std::string::npos) << csv;
     EXPECT_NE(csv.find(fmt::format("{}", result["test"]["loss_nats"].get<double>())), std::string::npos) << csv;

@@ -182,7 +182,7 @@ TEST_P(ImportCheckpoint, RefusesWhatDoesNotFitAndLeavesNothing) {
 }
 
 INSTANTIATE_TEST_SUITE_P(Encoders, ImportCheckpoint, ::testing::Values("sasrec", "hstu", "gru4rec", "mamba2", "trm_plus"),
-                         [](const auto& info) { return std::string(info.param); });
+                         [](const auto& instance) { return std::string(instance.param); });
 
 }  // namespace
 }  // namespace uqa::trainer

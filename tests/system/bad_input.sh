@@ -209,7 +209,7 @@ expect 2 "text_items holds 8 twice" "${evaluate[@]}" --prompt text --text_items 
 expect 2 "text_items has 2 values and prompt = none, must have one" "${evaluate[@]}" --prompt none --text_items 8,16
 sed '/"title":/d' "$schema" > untitled.json
 good import --schema untitled.json --input log/tiny.inter log/tiny.item --output untitled
-expect 2 "text_items = 8, needs item titles and data set untitled has none" "${evaluate[@]}" --data untitled --prompt text --text_items 8,16
+expect 2 "text_items = 8, needs item titles and data set untitled has none" evaluate --run plain --output answers --data untitled --prompt text --text_items 8,16
 # Titles of many tokens: a few fit the LLM, all of them do not.
 sed 's/Title/A very long title of many words that says a lot about the film whose number is /' log/tiny.item > wordy.item
 good import --schema "$schema" --input log/tiny.inter wordy.item --output wordy
@@ -218,7 +218,7 @@ if [ "$ranks" = 1 ]; then
 else
   timeout 120 "$uqa" questions --data wordy --output wordy-questions --train 140 --test 56 >out.txt 2>err.txt || { cat err.txt; exit 1; }
 fi
-expect 2 "text_items = 256 makes a prompt of [0-9]+ tokens .* at most 512" "${evaluate[@]}" --data wordy --questions wordy-questions --prompt text --text_items 1,256
+expect 2 "text_items = 256 makes a prompt of [0-9]+ tokens .* at most 512" evaluate --run plain --output answers --data wordy --questions wordy-questions --prompt text --text_items 1,256
 absent answers answers.tmp plain/eval
 
 # Scaling-law fits and reports. They never start MPI: one rank is enough.

@@ -141,7 +141,10 @@ std::unique_ptr<TableReader> open_text(const fs::path& path, const SourceSchema&
     wanted.push_back(stored[static_cast<std::size_t>(i)]);
     convert.column_types[wanted.back()] = arrow::utf8();  // never guessed: "007" is not 7
   }
-  convert.include_columns = wanted;
+  // A column may be asked for twice (as time and as feature); included twice, it could not be found by its name.
+  for (const auto& name : wanted) {
+    if (std::find(convert.include_columns.begin(), convert.include_columns.end(), name) == convert.include_columns.end()) convert.include_columns.push_back(name);
+  }
   convert.strings_can_be_null = false;
   const auto reader = open_csv(path, parse, convert);
   return std::make_unique<BatchTableReader>(

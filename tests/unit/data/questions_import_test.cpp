@@ -178,7 +178,7 @@ TEST_F(WrittenQuestionsTest, KeepsTextAnswerTypeAndTheLatestInteractions) {
 
 TEST_F(WrittenQuestionsTest, WrongTextsAreRefusedWithFileAndRow) {
   const auto train = write_rows("train.arrow", {{{1, 2}, chat(kRecent, "A")}});
-  const auto data = import_rows({train, train});
+  const auto data = import_rows({train, write_rows("rest.arrow", {{{1, 2}, chat(kRecent, "A")}})});
   const auto error_of_eval = [&](const std::string& text) {
     const auto eval = write_rows("eval.arrow", {{{1, 2}, chat(kRecent, "A")}, {{1, 2}, text}});
     const auto error = error_of([&] { (void)import_published_questions(data, {.train = train, .eval = eval}, dir_ / "questions"); });

@@ -37,7 +37,8 @@ TEST(StudyFile, GridsAreCrossedAndEqualRunsOfTwoGridsAreOne) {
 
 TEST(StudyFile, TheLearningRateFollowsTheRule) {
   const auto rate = [](const std::string& rule, std::size_t run) {
-    for (const auto& word : runs_of("[study]\ndata = d\n" + rule + "[axes]\nwidth = 8, 32\n").at(run).stages.at(0).argv) {
+    const auto runs = runs_of("[study]\ndata = d\n" + rule + "[axes]\nwidth = 8, 32\n");
+    for (const auto& word : runs.at(run).stages.at(0).argv) {
       if (word.starts_with("--optim.peak_lr=")) return word.substr(16);
     }
     return std::string("none");

@@ -131,7 +131,10 @@ TEST(Plan, BytesOnTheWireAreThoseThatTwoRanksSend) {
     const auto batch = task.load({world.rank()});
     task.loss_sum(*batch, 0, {}).backward();
     static_cast<void>(reducer.finish(1));
-    EXPECT_EQ(static_cast<double>(mesh.dp().bytes_sent() - before), plan.wire_bytes_per_step) << "gradients of what is replicated";
+    // A gradient begins at a cache line of its bucket: at most 15 floats of zeros travel with each.
+    const double sent = static_cast<double>(mesh.dp().bytes_sent() - before);
+    EXPECT_GE(sent, plan.wire_bytes_per_step) << "gradients of what is replicated";
+    EXPECT_LE(sent, plan.wire_bytes_per_step + 15 * 4 * static_cast<double>(tensors.size()));
   });
 }
 
@@ -142,7 +145,8 @@ TEST(Plan, SmallerFractionsAreSubsetsOfLargerOnes) {
   for (const double fraction : {1.0, 0.6, 0.3}) {
     config.fraction = fraction;
     std::set<std::int64_t> users;
-    for (const auto& span : PretrainTask(config).splits().train) users.insert(span.user);
+    const PretrainTask task(config);
+    for (const auto& span : task.splits().train) users.insert(span.user);
     if (!larger.empty()) {
       EXPECT_LT(users.size(), larger.size());
       EXPECT_TRUE(std::ranges::includes(larger, users)) << fraction;
@@ -151,7 +155,8 @@ TEST(Plan, SmallerFractionsAreSubsetsOfLargerOnes) {
   }
   config.loop.train.seed = 2;
   std::set<std::int64_t> other;
-  for (const auto& span : PretrainTask(config).splits().train) other.insert(span.user);
+  const PretrainTask task(config);
+  for (const auto& span : task.splits().train) other.insert(span.user);
   EXPECT_NE(other, larger);
   EXPECT_EQ(other.size(), larger.size());
   config.fraction = 0;

@@ -91,17 +91,17 @@ PY
 }
 
 # Preemption: a job of the urgent partition takes all of n1.
-until_true 120 "no task of n1 wrote a checkpoint" task_on n1
+until_true 300 "no task of n1 wrote a checkpoint" task_on n1
 preempted=$(squeue -h -t R -j "$job" -w n1 -o %K | tr '\n' ' ')
 urgent=$(sbatch --parsable -p urgent -w n1 --exclusive --output=urgent.out --wrap "sleep 1")
-until_true 120 "nothing was preempted on n1" grep -qi "preempted\|requeu" "$work/cluster/slurmctld.log"
-until_true 120 "the urgent job did not end" sh -c "! squeue -h -j $urgent | grep -q ."
+until_true 300 "nothing was preempted on n1" grep -qi "preempted\|requeu" "$work/cluster/slurmctld.log"
+until_true 300 "the urgent job did not end" sh -c "! squeue -h -j $urgent | grep -q ."
 
 # A lost node: n2 goes down under its tasks and comes back.
-until_true 120 "no task of n2 wrote a checkpoint" task_on n2
+until_true 300 "no task of n2 wrote a checkpoint" task_on n2
 lost=$(squeue -h -t R -j "$job" -w n2 -o %K | tr '\n' ' ')
 scontrol update nodename=n2 state=down reason=test
-until_true 60 "tasks of the lost node still run" sh -c "! squeue -h -t R -j $job -w n2 | grep -q ."
+until_true 180 "tasks of the lost node still run" sh -c "! squeue -h -t R -j $job -w n2 | grep -q ."
 scontrol update nodename=n2 state=resume
 echo "preempted tasks: $preempted, tasks of the lost node: $lost"
 [ -n "$preempted" ] && [ -n "$lost" ] || fail "nothing was disturbed"
@@ -112,7 +112,7 @@ finished() {
   for id in $(squeue -h -t PD -r -j "$job" -o %i); do scontrol update jobid="$id" starttime=now >/dev/null 2>&1; done
   ! squeue -h -j "$job" | grep -q .
 }
-until_true 400 "the array did not finish" finished
+until_true 900 "the array did not finish" finished
 "$uqa" study status --study study.ini > status.txt 2>&1 || fail "status: $(cat status.txt)"
 
 names=$("$source/.venv/bin/python" -c "import json; print(*[r['name'] for r in json.load(open('$work/study/runs.json'))['runs']])")
@@ -132,14 +132,14 @@ long=$(sbatch --parsable --nodes=2 --ntasks-per-node=1 --output="$work/ranks.out
   --model.hidden=8 --model.num_heads=2 --model.num_layers=1 --model.item_dim=8 --model.feature_dim=4 --model.max_len=32 --batch.global_users=8 --train.epochs=60 \
   --train.num_threads=1 --checkpoint.every_steps=20)
 cd "$work" || exit 1
-until_true 120 "the job of two ranks wrote no checkpoint" test -e ranks/checkpoints/latest
+until_true 300 "the job of two ranks wrote no checkpoint" test -e ranks/checkpoints/latest
 scancel --signal=USR1 "$long"
-until_true 120 "the job was not requeued" grep -q "goes back to the queue" ranks.out
+until_true 300 "the job was not requeued" grep -q "goes back to the queue" ranks.out
 again() {
   scontrol update jobid="$long" starttime=now >/dev/null 2>&1
   ! squeue -h -j "$long" | grep -q .
 }
-until_true 240 "the requeued job did not finish" again
+until_true 600 "the requeued job did not finish" again
 [ -s ranks/result.json ] || fail "the job of two ranks has no result"
 grep -q '"world": *2' ranks/run.json || fail "run.json does not show two ranks"
 echo "slurm: six tasks equal the undisturbed runs, preempted: $preempted, lost: $lost"

@@ -2,6 +2,7 @@
 
 #include <cmath>
 
+#include "core/csv.h"
 #include "core/text.h"
 #include "launch/report/assets.h"
 
@@ -111,13 +112,6 @@ std::string render(const Section& section) {
   return html + "</section>\n";
 }
 
-std::string csv_quoted(const std::string& text) {
-  if (text.find_first_of(",\"\r\n") == std::string::npos) return text;
-  std::string out = "\"";
-  for (const char c : text) out += c == '"' ? std::string("\"\"") : std::string(1, c);
-  return out + "\"";
-}
-
 std::string csv_number(const std::vector<double>& values, std::size_t i) {
   return i < values.size() && std::isfinite(values[i]) ? fmt::format("{:.10g}", values[i]) : "";
 }
@@ -183,9 +177,9 @@ void write_csvs(const Page& page, const fs::path& directory) {
       for (const auto& variant : plot.variants) {
         for (const auto& series : variant.series) {
           for (std::size_t i = 0; i < series.y.size(); ++i) {
-            const auto x = series.categories.empty() ? csv_number(series.x, i) : csv_quoted(series.categories[i]);
-            text += fmt::format("{},{},{},{},{},{},{}\n", csv_quoted(variant.name), csv_quoted(series.name), x, csv_number(series.y, i), csv_number(series.low, i),
-                                csv_number(series.high, i), i < series.labels.size() ? csv_quoted(series.labels[i]) : "");
+            const auto x = series.categories.empty() ? csv_number(series.x, i) : csv_field(series.categories[i]);
+            text += fmt::format("{},{},{},{},{},{},{}\n", csv_field(variant.name), csv_field(series.name), x, csv_number(series.y, i), csv_number(series.low, i),
+                                csv_number(series.high, i), i < series.labels.size() ? csv_field(series.labels[i]) : "");
           }
         }
       }

@@ -2,6 +2,7 @@
 #include <algorithm>
 #include <cmath>
 
+#include "core/csv.h"
 #include "core/error.h"
 #include "trainer/fit/study_fit.h"
 
@@ -116,26 +117,17 @@ class Csv {
   }
 
  private:
-  static std::string cell(const std::string& value) { return csv_cell(value); }
-  static std::string cell(const char* value) { return csv_cell(std::string(value)); }
+  static std::string cell(const std::string& value) { return csv_field(value); }
+  static std::string cell(const char* value) { return csv_field(value); }
   static std::string cell(const Json& value) {
     if (value.is_null()) return "";
-    return value.is_string() ? csv_cell(value.get<std::string>()) : csv_cell(value.get<double>());
+    return value.is_string() ? csv_field(value.get<std::string>()) : fmt::format("{:.10g}", value.get<double>());
   }
   std::string text_;
   std::size_t rows_ = 0;
 };
 
 }  // namespace
-
-std::string csv_cell(const std::string& text) {
-  if (text.find_first_of(",\"\r\n") == std::string::npos) return text;
-  std::string quoted = "\"";
-  for (const char c : text) quoted += c == '"' ? std::string("\"\"") : std::string(1, c);
-  return quoted + "\"";
-}
-
-std::string csv_cell(double value) { return fmt::format("{:.10g}", value); }
 
 std::string render_fit(const Json& fit) {
   std::string text = fmt::format("{}: {} rows, {} runs fitted", fit.at("source").get<std::string>(), fit.at("rows").get<std::int64_t>(), fit.at("runs").get<std::int64_t>());

@@ -43,8 +43,4 @@ struct StudyFitOptions {
 /// fit.json, points.csv (fitted values), curves.csv, frontier.csv, holdout.csv, accuracy.csv: those that have rows. One rank. Error(kData).
 void write_fit(const Json& fit, const fs::path& directory);
 
-/// A CSV cell: quoted where it needs to be.
-[[nodiscard]] std::string csv_cell(const std::string& text);
-[[nodiscard]] std::string csv_cell(double value);
-
 }  // namespace uqa::fit

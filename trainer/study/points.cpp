@@ -6,6 +6,7 @@
 #include <map>
 #include <set>
 
+#include "core/csv.h"
 #include "core/progress.h"
 #include "models/llm/decoder.h"
 #include "trainer/fit/accuracy.h"
@@ -106,14 +107,6 @@ void add_evaluation(const fs::path& directory, Row& row) {
   add("all", at->second.all);
 }
 
-/// A field as CSV wants it.
-std::string quoted(const std::string& text) {
-  if (text.find_first_of(",\"\n\r") == std::string::npos) return text;
-  std::string out = "\"";
-  for (const char c : text) out += c == '"' ? "\"\"" : std::string(1, c);
-  return out + "\"";
-}
-
 }  // namespace
 
 const char* name_of(State state) {
@@ -186,7 +179,7 @@ std::string points_csv(const std::vector<Run>& runs) {
   for (const auto& row : rows) {
     for (std::size_t c = 0; c < columns.size(); ++c) {
       const auto at = std::find_if(row.begin(), row.end(), [&](const auto& cell) { return cell.first == columns[c]; });
-      text.append(c > 0 ? "," : "").append(at == row.end() ? "" : quoted(at->second));
+      text.append(c > 0 ? "," : "").append(at == row.end() ? "" : csv_field(at->second));
     }
     text += "\n";
   }

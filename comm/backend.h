@@ -40,6 +40,8 @@ class Pending {
   [[nodiscard]] virtual bool test() = 0;
 };
 
+class DevicePlugin;  // comm/device.h
+
 /// One group of ranks on one transport.
 class Backend {
  public:
@@ -56,6 +58,27 @@ class Backend {
 
   /// Where the watchdog is told about this group's collectives; an idle one for transports without a watchdog.
   [[nodiscard]] WatchedGroup& watched() noexcept { return watched_; }
+
+  /// True for tensors that this transport can read.
+  [[nodiscard]] virtual bool serves(const at::Device& device) const { return device.is_cpu(); }
+  /// The same ranks' transport for tensors of another device; null without one.
+  [[nodiscard]] Backend* on_device() const noexcept { return on_device_.get(); }
+  [[nodiscard]] const std::shared_ptr<DevicePlugin>& plugin() const noexcept { return plugin_; }
+  /// Where this process's tensors belong: the CPU, or what use_device() chose. Kept by the world's transport.
+  [[nodiscard]] at::Device device() const noexcept { return device_; }
+  void set_device(at::Device device, std::shared_ptr<DevicePlugin> plugin) {
+    device_ = device;
+    plugin_ = std::move(plugin);
+  }
+  /// "Open MPI v4.1.4"; what carries the messages.
+  [[nodiscard]] virtual std::string transport() const { return "none (one process)"; }
+  /// A number that is equal exactly for ranks on one host. Collective over the world.
+  [[nodiscard]] virtual std::int64_t node() const { return 0; }
+  /// Once. `plugin` (may be null) gives groups split from this one their device transport.
+  void set_on_device(std::shared_ptr<Backend> backend, std::shared_ptr<DevicePlugin> plugin) {
+    on_device_ = std::move(backend);
+    plugin_ = std::move(plugin);
+  }
 
   [[nodiscard]] virtual std::shared_ptr<Backend> split(int color, int key, const std::string& axis) = 0;
   virtual void all_reduce(const Elements& x, ReduceOp op) = 0;
@@ -78,6 +101,9 @@ class Backend {
   int rank_, size_;
   std::string axis_;
   std::atomic<std::int64_t> bytes_sent_{0};
+  at::Device device_{at::kCPU};
+  std::shared_ptr<DevicePlugin> plugin_;
+  std::shared_ptr<Backend> on_device_;
 };
 
 /// The group of one (comm/serial.cpp).

@@ -8,6 +8,7 @@
 #include <thread>
 
 #include "comm/backend.h"
+#include "comm/device.h"
 #include "core/log.h"
 
 namespace uqa::comm {
@@ -65,16 +66,29 @@ std::int64_t Communicator::bytes_sent() const { return backend_->bytes_sent(); }
 detail::Backend& Communicator::backend() const { return *backend_; }
 Communicator Communicator::split(int color, int key, const std::string& axis) const {
   UQA_CHECK(color >= 0, ErrorCode::kInternal, "split color = {} on axis '{}', must be >= 0", color, axis);
-  return Communicator(backend_->split(color, key, axis));
+  auto part = backend_->split(color, key, axis);
+  if (backend_->plugin()) detail::attach_device(part, backend_->plugin());
+  return Communicator(std::move(part));
 }
 
 namespace {
 
 using Scope = WatchedGroup::Scope;
 
+/// The transport that reads x where it is; null when there is none.
+detail::Backend* transport_of(const Tensor& x, const Communicator& comm) {
+  auto& host = comm.backend();
+  if (host.serves(x.device())) return &host;
+  return host.on_device() != nullptr && host.on_device()->serves(x.device()) ? host.on_device() : nullptr;
+}
+
+detail::Backend& transport(const Tensor& x, const Communicator& comm) { return *transport_of(x, comm); }
+
 void check_tensor(const Tensor& x, const char* op, const Communicator& comm) {
-  UQA_CHECK(x.defined() && x.device().is_cpu(), ErrorCode::kInternal,
-            "{} on axis '{}': the tensor must be defined and on the CPU", op, comm.axis());
+  UQA_CHECK(x.defined(), ErrorCode::kInternal, "{} on axis '{}': the tensor must be defined", op, comm.axis());
+  UQA_CHECK(comm.size() == 1 || transport_of(x, comm) != nullptr, ErrorCode::kInternal,
+            "{} on axis '{}': the tensor is on {}, which no transport of this group can read; move it to the CPU or start with --device=cuda", op, comm.axis(),
+            x.device().str());
   const auto type = x.scalar_type();
   UQA_CHECK(type == at::kFloat || type == at::kBFloat16 || type == at::kLong, ErrorCode::kInternal,
             "{} on axis '{}': dtype = {}, must be float32, bfloat16 or int64; convert it", op, comm.axis(),
@@ -209,7 +223,7 @@ void all_reduce_(Tensor& x, ReduceOp op, const Communicator& comm) {
   const Scope scope(comm.backend().watched(), "all_reduce");
   const auto reduce = [&](const Tensor& whole) {
     const Elements elements = elements_of(whole);
-    comm.backend().all_reduce(elements, op);
+    transport(x, comm).all_reduce(elements, op);
     count_all_reduce(elements, comm);
   };
   if (x.scalar_type() != at::kBFloat16) return reduce(x);
@@ -241,7 +255,7 @@ Work all_reduce_async_(Tensor& x, ReduceOp op, const Communicator& comm) {
   const Elements elements = elements_of(wide);
   count_all_reduce(elements, comm);
   std::unique_ptr<detail::Pending> pending = std::make_unique<WatchedPending>(
-      comm.backend().all_reduce_async(elements, op, wide), comm.backend_ptr(), sequence);
+      transport(x, comm).all_reduce_async(elements, op, wide), comm.backend_ptr(), sequence);
   if (rounds) pending = std::make_unique<RoundingPending>(std::move(pending), wide, target);
   return Work(std::move(pending));
 }
@@ -268,7 +282,7 @@ Tensor all_gather(const Tensor& x, const Communicator& comm) {
   Tensor result = empty_rows(x, total_rows);
   if (result.numel() == 0) return result;
   const Tensor in = x.detach().contiguous();
-  comm.backend().all_gather(in.data_ptr(), result.data_ptr(), bytes);
+  transport(in, comm).all_gather(in.data_ptr(), result.data_ptr(), bytes);
   comm.backend().count_sent((comm.size() - 1) * mine.rows * row_bytes);
   return result;
 }
@@ -282,7 +296,7 @@ Tensor reduce_scatter(const Tensor& x, const std::vector<std::int64_t>& rows, co
   const Scope scope(comm.backend().watched(), "reduce_scatter");
   const Tensor in = x.detach().to(x.scalar_type() == at::kLong ? at::kLong : at::kFloat).contiguous();
   Tensor result = empty_rows(in, my_rows);
-  comm.backend().reduce_scatter(elements_of(in), result.data_ptr(), scaled(rows, row_elements(in)));
+  transport(in, comm).reduce_scatter(elements_of(in), result.data_ptr(), scaled(rows, row_elements(in)));
   comm.backend().count_sent((in.numel() - result.numel()) * in.element_size());
   return result.to(x.scalar_type());
 }
@@ -294,7 +308,7 @@ void broadcast_(Tensor& x, int root, const Communicator& comm) {
   if (comm.size() == 1 || x.numel() == 0) return;
   const Scope scope(comm.backend().watched(), "broadcast");
   const std::int64_t bytes = x.numel() * x.element_size();
-  comm.backend().broadcast(x.data_ptr(), bytes, root);
+  transport(x, comm).broadcast(x.data_ptr(), bytes, root);
   if (comm.rank() == root) comm.backend().count_sent((comm.size() - 1) * bytes);
 }
 
@@ -317,7 +331,7 @@ std::pair<Tensor, std::vector<std::int64_t>> all_to_all(const Tensor& x, const s
   const std::int64_t row_bytes = row_elements(x) * x.element_size();
   const Tensor in = x.detach().contiguous();
   Tensor result = empty_rows(x, total_rows);
-  comm.backend().all_to_all(in.data_ptr(), scaled(send_rows, row_bytes), result.data_ptr(),
+  transport(in, comm).all_to_all(in.data_ptr(), scaled(send_rows, row_bytes), result.data_ptr(),
                             scaled(received, row_bytes));
   comm.backend().count_sent((in.size(0) - send_rows[static_cast<std::size_t>(comm.rank())]) * row_bytes);
   return {result, received};

@@ -194,6 +194,8 @@ class MpiBackend : public Backend {
   }
 
   void barrier() override { check(MPI_Barrier(comm_), "MPI_Barrier", axis()); }
+  std::string transport() const override { return mpi_version(); }
+  std::int64_t node() const override { return mpi_node(); }
 
  private:
   static constexpr int kTag = 1;
@@ -236,6 +238,23 @@ void mpi_init(int* argc, char*** argv) {
 
 int mpi_rank() { return rank_in(MPI_COMM_WORLD); }
 int mpi_size() { return size_of(MPI_COMM_WORLD); }
+
+int mpi_node() {
+  MPI_Comm shared = MPI_COMM_NULL;
+  check(MPI_Comm_split_type(MPI_COMM_WORLD, MPI_COMM_TYPE_SHARED, 0, MPI_INFO_NULL, &shared), "MPI_Comm_split_type", "world");
+  int node = mpi_rank();
+  check(MPI_Bcast(&node, 1, MPI_INT, 0, shared), "MPI_Bcast", "node");
+  check(MPI_Comm_free(&shared), "MPI_Comm_free", "node");
+  return node;
+}
+
+std::string mpi_version() {
+  char text[MPI_MAX_LIBRARY_VERSION_STRING] = "";
+  int length = 0;
+  check(MPI_Get_library_version(text, &length), "MPI_Get_library_version", "world");
+  const std::string line = first_line(text);
+  return line.substr(0, line.find(','));
+}
 
 std::shared_ptr<Backend> make_mpi_backend(std::shared_ptr<Watchdog> watchdog) {
   MPI_Comm world = MPI_COMM_NULL;

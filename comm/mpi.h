@@ -12,6 +12,10 @@ void mpi_init(int* argc, char*** argv);
 /// Rank and size of MPI_COMM_WORLD, after mpi_init.
 [[nodiscard]] int mpi_rank();
 [[nodiscard]] int mpi_size();
+/// A number that is equal exactly for ranks that share memory (one host): the lowest world rank there. Collective.
+[[nodiscard]] int mpi_node();
+/// The library's own name and version, up to the first comma.
+[[nodiscard]] std::string mpi_version();
 /// All ranks, as axis "world". Collective. Communicators live until mpi_finalize: freeing one is collective, which a destructor
 /// that runs on one failing rank alone must not be.
 [[nodiscard]] std::shared_ptr<Backend> make_mpi_backend(std::shared_ptr<Watchdog> watchdog);

@@ -1,3 +1,4 @@
+#include <algorithm>
 #include <cstdio>
 #include <cstdlib>
 #include <exception>
@@ -6,6 +7,7 @@
 
 #include <unistd.h>
 
+#include "comm/device.h"
 #include "comm/mpi.h"
 #include "core/log.h"
 
@@ -128,6 +130,10 @@ void Session::configure_watchdog(const SessionOptions& options) {
 void Session::finish() {
   if (impl_->over) return;
   barrier(impl_->world);
+  if (const auto& plugin = impl_->world.backend().plugin()) {
+    const WatchedGroup::Scope scope(impl_->world.backend().watched(), "close device groups");
+    plugin->close();
+  }
   impl_->finalize();
 }
 
@@ -136,6 +142,8 @@ int Session::fail(const std::exception& error) noexcept {
   const auto* const agreed = dynamic_cast<const AgreedError*>(&error);
   const int code = static_cast<int>(ours != nullptr ? ours->code() : ErrorCode::kInternal);
   const Communicator& world = impl_->world;
+  // No orderly end of device groups: a peer may be in a collective that this rank will never join.
+  if (const auto& plugin = world.backend().plugin()) plugin->abort();
   try {
     const std::string text = first_line(error.what());
     if (world.size() == 1 || (agreed != nullptr && agreed->num_ranks() == world.size())) {

@@ -82,13 +82,19 @@ int Watchdog::add_group(std::uint64_t id, const std::string& axis, std::span<con
   free->group_id = id;
   put_text(free->axis, axis);
   const auto entry = static_cast<int>(free - entries.begin());
-  groups_[static_cast<std::size_t>(entry)] = {axis, {world_ranks.begin(), world_ranks.end()}};
+  groups_[static_cast<std::size_t>(entry)] = {axis, {world_ranks.begin(), world_ranks.end()}, {}};
   return entry;
+}
+
+void Watchdog::set_polled(int entry, std::weak_ptr<Polled> polled) {
+  const std::lock_guard lock(mutex_);
+  groups_[static_cast<std::size_t>(entry)].polled = std::move(polled);
 }
 
 void Watchdog::remove_group(int entry) noexcept {
   const std::lock_guard lock(mutex_);
   heartbeats_.own().entries[static_cast<std::size_t>(entry)] = {};
+  groups_[static_cast<std::size_t>(entry)] = {};
 }
 
 std::uint64_t Watchdog::issue(int entry, const char* op) {
@@ -105,17 +111,14 @@ void Watchdog::enter(int entry, const char* op, std::uint64_t sequence) {
   HeartbeatRecord& record = heartbeats_.own();
   record.entries[static_cast<std::size_t>(entry)].inside = 1;
   record.last_entry = static_cast<std::uint64_t>(entry);
-  entry_ = entry;
-  op_ = op;
-  sequence_ = sequence;
-  entered_ = Clock::now();
+  waiting_ = {entry, op, sequence, Clock::now()};
 }
 
 void Watchdog::leave() noexcept {
   const std::lock_guard lock(mutex_);
-  if (entry_ < 0) return;
-  heartbeats_.own().entries[static_cast<std::size_t>(entry_)].inside = 0;
-  entry_ = -1;
+  if (waiting_.entry < 0) return;
+  heartbeats_.own().entries[static_cast<std::size_t>(waiting_.entry)].inside = 0;
+  waiting_.entry = -1;
 }
 
 void Watchdog::run() {
@@ -123,20 +126,59 @@ void Watchdog::run() {
   while (!stopping_) {
     // Looking ten times in a time-out is late by a tenth at most.
     stop_or_change_.wait_for(lock, std::chrono::duration<double>(std::clamp(timeout_s_ / 10, 0.01, 1.0)));
-    if (stopping_ || entry_ < 0) continue;
-    if (std::chrono::duration<double>(Clock::now() - entered_).count() <= timeout_s_) continue;
-    const std::string line = describe();
-    const bool first = heartbeats_.claim_report();
-    entry_ = -1;  // once per collective
-    lock.unlock();
-    on_timeout_(line, first);
-    lock.lock();
+    if (stopping_) continue;
+    if (waiting_.entry >= 0 && is_late(waiting_)) {
+      const std::string line = describe(waiting_);
+      waiting_.entry = -1;  // once per collective
+      report(lock, line);
+    }
+    poll(lock);
   }
 }
 
-std::string Watchdog::describe() const {
-  const Group& group = groups_[static_cast<std::size_t>(entry_)];
-  const std::uint64_t id = heartbeats_.own().entries[static_cast<std::size_t>(entry_)].group_id;
+bool Watchdog::is_late(const Waiting& waiting) const {
+  return std::chrono::duration<double>(Clock::now() - waiting.since).count() > timeout_s_;
+}
+
+void Watchdog::report(std::unique_lock<std::mutex>& lock, const std::string& line) {
+  const bool first = heartbeats_.claim_report();
+  // What waits on a device must return before the process can end well.
+  std::vector<std::shared_ptr<Polled>> alive;
+  for (auto& group : groups_) {
+    if (auto polled = group.polled.lock()) alive.push_back(std::move(polled));
+  }
+  lock.unlock();
+  for (const auto& polled : alive) polled->abort();
+  on_timeout_(line, first);
+  alive.clear();
+  lock.lock();
+}
+
+void Watchdog::poll(std::unique_lock<std::mutex>& lock) {
+  for (std::size_t entry = 0; entry < groups_.size() && !stopping_; ++entry) {
+    const auto polled = groups_[entry].polled.lock();
+    if (!polled) continue;
+    lock.unlock();
+    const auto state = polled->poll();
+    lock.lock();
+    const Waiting waiting{static_cast<int>(entry), state.op, state.sequence, state.issued};
+    const bool late = state.sequence > 0 && is_late(waiting);
+    if (state.failure.empty() && !late) continue;
+    const std::string line =
+        late ? describe(waiting)
+             : fmt::format("uqa: rank {}: axis '{}'{}: {}; see the other ranks' output", rank_, groups_[entry].axis,
+                           state.sequence > 0 ? fmt::format(", {} with sequence {} in flight", state.op, state.sequence) : "", state.failure);
+    groups_[entry].polled.reset();  // once per group
+    lock.unlock();
+    polled->abort();
+    lock.lock();
+    report(lock, line);
+  }
+}
+
+std::string Watchdog::describe(const Waiting& waiting) const {
+  const Group& group = groups_[static_cast<std::size_t>(waiting.entry)];
+  const std::uint64_t id = heartbeats_.own().entries[static_cast<std::size_t>(waiting.entry)].group_id;
   std::vector<std::string> missing;
   std::vector<int> unknown;
   for (const int peer : group.world_ranks) {
@@ -148,7 +190,7 @@ std::string Watchdog::describe() const {
     }
     const auto entry = std::find_if(record->entries.begin(), record->entries.end(),
                                     [&](const HeartbeatEntry& e) { return e.group_id == id; });
-    if (entry == record->entries.end() || entry->sequence < sequence_)
+    if (entry == record->entries.end() || entry->sequence < waiting.sequence)
       missing.push_back(fmt::format("{} ({})", peer, describe_last(*record)));
   }
   std::string who;
@@ -162,8 +204,8 @@ std::string Watchdog::describe() const {
       "uqa: rank {}: {} on axis '{}', sequence {}, has waited {:.1f} s, allowed is comm.timeout_s = {}; {}; see what "
       "they do, or raise "
       "comm.timeout_s",
-      rank_, op_, group.axis, sequence_, std::chrono::duration<double>(Clock::now() - entered_).count(), timeout_s_,
-      who);
+      rank_, waiting.op, group.axis, waiting.sequence, std::chrono::duration<double>(Clock::now() - waiting.since).count(),
+      timeout_s_, who);
 }
 
 void Watchdog::end_process(const std::string& line, bool first) {
@@ -190,16 +232,24 @@ WatchedGroup::~WatchedGroup() {
 }
 
 WatchedGroup::WatchedGroup(WatchedGroup&& other) noexcept
-    : watchdog_(std::move(other.watchdog_)), entry_(other.entry_), issued_(other.issued_) {}
+    : watchdog_(std::move(other.watchdog_)), entry_(other.entry_), issued_(other.issued_), last_op_(other.last_op_) {}
 
 WatchedGroup& WatchedGroup::operator=(WatchedGroup&& other) noexcept {
   std::swap(watchdog_, other.watchdog_);
   std::swap(entry_, other.entry_);
   std::swap(issued_, other.issued_);
+  std::swap(last_op_, other.last_op_);
   return *this;
 }
 
-std::uint64_t WatchedGroup::issue(const char* op) { return watchdog_ ? watchdog_->issue(entry_, op) : ++issued_; }
+std::uint64_t WatchedGroup::issue(const char* op) {
+  last_op_ = op;
+  return issued_ = watchdog_ ? watchdog_->issue(entry_, op) : issued_ + 1;
+}
+
+void WatchedGroup::set_polled(std::weak_ptr<Polled> polled) {
+  if (watchdog_) watchdog_->set_polled(entry_, std::move(polled));
+}
 
 WatchedGroup::Scope::Scope(WatchedGroup& group, const char* op, std::uint64_t sequence)
     : watchdog_(group.watchdog_.get()) {

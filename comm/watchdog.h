@@ -20,6 +20,24 @@
 
 namespace uqa::comm {
 
+/// A transport whose collectives go on after their call has returned. The watching thread asks it in every round, so each function may be
+/// called from that thread at any time.
+class Polled {
+ public:
+  using Clock = std::chrono::steady_clock;
+  struct State {
+    std::string failure;         ///< one line; empty: none
+    const char* op = "";         ///< the oldest collective that has not ended
+    std::uint64_t sequence = 0;  ///< its number; 0: none is in flight
+    Clock::time_point issued;
+  };
+  virtual ~Polled() = default;
+  /// Short; never waits for a peer.
+  [[nodiscard]] virtual State poll() = 0;
+  /// Makes what waits on the device return, without the peers.
+  virtual void abort() noexcept = 0;
+};
+
 /// Watches the collective that this process is in. Collectives come from one thread at a time; the watching thread is
 /// its own.
 class Watchdog {
@@ -43,6 +61,8 @@ class Watchdog {
   /// groups.
   [[nodiscard]] int add_group(std::uint64_t id, const std::string& axis, std::span<const int> world_ranks);
   void remove_group(int entry) noexcept;
+  /// Asks `polled` from now on, for as long as it lives; its failures and time-outs count as the group's.
+  void set_polled(int entry, std::weak_ptr<Polled> polled);
   /// Notes that the next collective of a group is issued; returns its sequence number.
   std::uint64_t issue(int entry, const char* op);
   /// From here on the caller waits for collective `sequence` of the group, until leave().
@@ -56,9 +76,20 @@ class Watchdog {
   struct Group {
     std::string axis;
     std::vector<int> world_ranks;
+    std::weak_ptr<Polled> polled;
+  };
+  /// A collective that has not ended.
+  struct Waiting {
+    int entry = -1;
+    const char* op = "";
+    std::uint64_t sequence = 0;
+    Clock::time_point since;
   };
   void run();
-  [[nodiscard]] std::string describe() const;
+  void poll(std::unique_lock<std::mutex>& lock);
+  void report(std::unique_lock<std::mutex>& lock, const std::string& line);
+  [[nodiscard]] bool is_late(const Waiting& waiting) const;
+  [[nodiscard]] std::string describe(const Waiting& waiting) const;
 
   const int rank_;
   const OnTimeout on_timeout_;
@@ -68,11 +99,7 @@ class Watchdog {
   std::vector<Group> groups_;  // by entry
   double timeout_s_ = 0;
   bool stopping_ = false;
-  // The collective that is waited for.
-  int entry_ = -1;
-  const char* op_ = "";
-  std::uint64_t sequence_ = 0;
-  Clock::time_point entered_;
+  Waiting waiting_;  // what the caller is in; entry -1: nothing
   std::thread thread_;
 };
 
@@ -88,6 +115,10 @@ class WatchedGroup {
 
   /// Starts a collective without waiting for it; returns its sequence number.
   std::uint64_t issue(const char* op);
+  /// Name and number of the collective started last; number 0 before the first.
+  [[nodiscard]] const char* last_op() const noexcept { return last_op_; }
+  [[nodiscard]] std::uint64_t last_sequence() const noexcept { return issued_; }
+  void set_polled(std::weak_ptr<Polled> polled);
 
   /// The time in which the caller waits for one collective.
   class Scope {
@@ -108,6 +139,7 @@ class WatchedGroup {
   std::shared_ptr<Watchdog> watchdog_;
   int entry_ = -1;
   std::uint64_t issued_ = 0;
+  const char* last_op_ = "";
 };
 
 }  // namespace uqa::comm

@@ -3,6 +3,7 @@
 #include "comm/communicator.h"
 #include "launch/bind.h"
 #include "launch/command.h"
+#include "launch/device.h"
 #include "launch/stage.h"
 #include "launch/study_common.h"
 #include "trainer/align.h"
@@ -52,6 +53,8 @@ class AlignCommand final : public Command {
     options_.add("prompt.max_tokens", &config_.prompt_format.max_tokens, "objective chat: text is cut on the right to so many tokens; 0: nothing is cut");
     options_.add("prompt.allow_lost_answers", &config_.prompt_format.allow_lost_answers, "objective chat: learn from texts whose answer is cut off, as the reference does");
     bind(options_, config_.loop);
+    options_.add("device", &device_, "where the stage computes: cpu; cuda is refused in this version, naming what it needs");
+    options_.set_transient("device");
     bind(options_, call_);
   }
 
@@ -61,6 +64,7 @@ class AlignCommand final : public Command {
 
   bool parse(const std::vector<std::string>& words) override {
     if (!options_.parse(words)) return false;
+    check_stage_device(device_);
     config_ = trainer::align_preset(config_.preset);
     return options_.parse(words);  // what was given goes on top of the preset
   }
@@ -79,7 +83,7 @@ class AlignCommand final : public Command {
 
  private:
   trainer::AlignConfig config_;
-  std::string run_;
+  std::string run_, device_ = "cpu";
   CallSettings call_;
   OptionSet options_{"align", "trains the adapter (and LoRA) that shows users to an LLM as one soft token",
                      "mpirun -np 2 uqa align --data data/ml-100k --questions questions --encoder-run runs/trm --llm smollm2-135m-instruct "

@@ -4,11 +4,13 @@
 #include <cstdio>
 #include <numeric>
 
+#include "comm/backend.h"
 #include "comm/communicator.h"
 #include "core/clock.h"
 #include "core/random.h"
 #include "core/text.h"
 #include "launch/bind.h"
+#include "launch/collective_bench.h"
 #include "launch/command.h"
 #include "models/cost.h"
 #include "models/loss/item_softmax.h"
@@ -30,14 +32,17 @@ class BenchCommand final : public Command {
  public:
   BenchCommand() {
     settings_.max_len = 512;
-    options_.add("what", &what_, "what to measure: step (encoder pre-training step)", OptionSet::kRequired);
+    options_.add("what", &what_, "what to measure: step (encoder pre-training step) or collectives (each op by size)", OptionSet::kRequired);
     options_.set_positional("what");
     options_.add("items", &items_, "rows of the item table (> 1)");
     options_.add("catalogue", &catalogue_, "tables: item (one, of --items rows), or published (the six tables and ten features of UQABench)");
     options_.add("users", &users_, "users of one step on one rank (> 0)");
-    options_.add("steps", &steps_, "measured steps, after two that are not (> 0)");
-    options_.add("dtype", &dtype_, "GEMM type of the item softmax: float32 or bf16");
+    options_.add("steps", &steps_, "measured steps, after two that are not; collectives: measured calls of each (> 0)");
+    options_.add("dtype", &dtype_, "step: GEMM type of the item softmax; collectives: type of the tensors: float32 or bf16");
     options_.add("seed", &seed_, "random histories and weights");
+    options_.add("ops", &ops_, "collectives: which of all_reduce, all_reduce_async, all_gather, reduce_scatter, broadcast, all_to_all, barrier; empty: all");
+    options_.add("sizes", &sizes_, "collectives: bytes of the tensors");
+    options_.add("device", &device_, "collectives: cpu or cuda");
     options_.add("num_threads", &num_threads_, "threads of one rank; 0: cores of the host / ranks on it");
     bind(options_, settings_);
     bind(options_, parallel_);
@@ -45,13 +50,16 @@ class BenchCommand final : public Command {
   }
   OptionSet& options() override { return options_; }
   [[nodiscard]] Ranks ranks() const override { return Ranks::kMany; }
+  [[nodiscard]] std::string device() const override { return device_; }
 
   void run(comm::Session* session) override {
     apply(call_);
     const auto& world = session->world();
     comm::run_agreed(world, [&] {
-      const std::vector<std::string> known{"step"};
-      UQA_CHECK(what_ == "step", ErrorCode::kConfig, "bench {}: unknown, can measure: step{}", what_, suggestion(what_, known));
+      const std::vector<std::string> known{"step", "collectives"};
+      UQA_CHECK(what_ == "step" || what_ == "collectives", ErrorCode::kConfig, "bench {}: unknown, can measure: step, collectives{}", what_, suggestion(what_, known));
+      check_given();
+      UQA_CHECK(what_ == "collectives" || device_ == "cpu", ErrorCode::kConfig, "bench {} --device={}: measures the CPU's kernels; use --device=cpu", what_, device_);
       UQA_CHECK(items_ > 1 && users_ > 0 && steps_ > 0, ErrorCode::kConfig, "--items = {}, --users = {}, --steps = {}, must be above 1, 0 and 0", items_,
                 users_, steps_);
       UQA_CHECK(catalogue_ == "item" || catalogue_ == "published", ErrorCode::kConfig, "--catalogue = {}, must be item or published", catalogue_);
@@ -59,6 +67,7 @@ class BenchCommand final : public Command {
       UQA_CHECK(dtype_ == "float32" || dtype_ == "bf16", ErrorCode::kConfig, "--dtype = {}, must be float32 or bf16", dtype_);
     });
     trainer::set_num_threads(num_threads_, world);
+    if (what_ == "collectives") return measure_collectives(*session);
     const comm::Mesh mesh(world, static_cast<int>(parallel_.dp), static_cast<int>(parallel_.tp), static_cast<int>(parallel_.table_group));
     const Json record = measure(mesh);
     if (world.rank() == 0) std::printf("%s\n", record.dump().c_str());
@@ -69,6 +78,40 @@ class BenchCommand final : public Command {
     models::UserBatch batch;
     Tensor targets_T;
   };
+
+  /// Each of the two has options of its own; one that would change nothing is refused.
+  void check_given() const {
+    const std::vector<std::string> shared{"what", "steps", "dtype", "num_threads", "device"}, own{"ops", "sizes"};
+    const auto is_among = [](const std::vector<std::string>& names, const std::string& name) { return std::find(names.begin(), names.end(), name) != names.end(); };
+    for (const auto& name : options_.given()) {
+      if (is_among(shared, name) || is_among(own, name) == (what_ == "collectives")) continue;
+      UQA_FAIL(ErrorCode::kConfig, "bench {} --{}: has no meaning there; leave it out{}", what_, name,
+               what_ == "collectives" ? fmt::format(" (collectives take {}, {})", fmt::join(shared, ", "), fmt::join(own, ", ")) : "");
+    }
+  }
+
+  void measure_collectives(const comm::Session& session) const {
+    const auto& world = session.world();
+    std::vector<std::int64_t> sizes;
+    comm::run_agreed(world, [&] {
+      for (const auto& text : sizes_) {
+        const auto bytes = parse_int(text);
+        UQA_CHECK(bytes && *bytes > 0, ErrorCode::kConfig, "--sizes = {}, must be whole numbers > 0", text);
+        sizes.push_back(*bytes);
+      }
+      const auto& known = collective_names();
+      for (const auto& op : ops_) {
+        UQA_CHECK(std::find(known.begin(), known.end(), op) != known.end(), ErrorCode::kConfig, "--ops = {}, must be among {}{}", op, fmt::join(known, ", "), suggestion(op, known));
+      }
+    });
+    const auto type = dtype_ == "bf16" ? at::kBFloat16 : at::kFloat;
+    for (const auto& op : ops_.empty() ? collective_names() : ops_) {
+      for (const auto bytes : op == "barrier" ? std::vector<std::int64_t>{1} : sizes) {
+        const auto measured = measure_collective(op, type, bytes, world, static_cast<int>(steps_), session.world().backend().device());
+        if (world.rank() == 0) std::printf("%s\n", measured.to_json().dump().c_str());
+      }
+    }
+  }
 
   [[nodiscard]] data::Schema schema() const {
     if (catalogue_ == "item") return {.tables = {{"item_id", items_}}, .features = {{"item_id", "item_id", false}}};
@@ -226,12 +269,13 @@ class BenchCommand final : public Command {
     return best;
   }
 
-  std::string what_ = "step", dtype_ = "float32", catalogue_ = "item";
+  std::string what_ = "step", dtype_ = "float32", catalogue_ = "item", device_ = "cpu";
+  std::vector<std::string> ops_, sizes_{"1024", "1048576", "16777216"};
   std::int64_t items_ = 50'000, users_ = 4, steps_ = 10, seed_ = 1, num_threads_ = 0;
   trainer::UserModelSettings settings_;
   trainer::ParallelConfig parallel_;
   CallSettings call_;
-  OptionSet options_{"bench", "measures throughput, memory and FLOPs of one part; prints one JSON line",
+  OptionSet options_{"bench", "measures throughput, memory and FLOPs of one part; prints one JSON line each",
                      "uqa bench step --encoder trm_plus --items 50000 --model.hidden=512 --model.num_layers=4 --model.num_heads=4 --model.item_dim=128"};
 };
 

@@ -3,6 +3,7 @@
 #include "comm/communicator.h"
 #include "launch/bind.h"
 #include "launch/command.h"
+#include "launch/device.h"
 #include "launch/stage.h"
 #include "launch/study_common.h"
 #include "trainer/pretrain.h"
@@ -24,6 +25,8 @@ class PretrainCommand final : public Command {
     options_.add("data.read", &config_.read, "map or read: how shards are read");
     options_.add("eval.users", &config_.eval_users, "users of one validation pass on one rank (> 0)");
     bind(options_, config_.loop);
+    options_.add("device", &device_, "where the stage computes: cpu; cuda is refused in this version, naming what it needs");
+    options_.set_transient("device");
     bind(options_, call_);
   }
 
@@ -33,6 +36,7 @@ class PretrainCommand final : public Command {
 
   bool parse(const std::vector<std::string>& words) override {
     if (!options_.parse(words)) return false;
+    check_stage_device(device_);
     config_ = trainer::pretrain_preset(config_.preset, config_.model.encoder);
     return options_.parse(words);  // what was given goes on top of the preset
   }
@@ -49,7 +53,7 @@ class PretrainCommand final : public Command {
 
  private:
   trainer::PretrainConfig config_;
-  std::string run_;
+  std::string run_, device_ = "cpu";
   CallSettings call_;
   OptionSet options_{"pretrain", "trains a user encoder on next-item prediction with the exact softmax over every item",
                      "mpirun -np 2 uqa pretrain --data data/ml-100k --run runs/trm --encoder trm_plus --train.epochs=30"};

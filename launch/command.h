@@ -33,6 +33,8 @@ class Command {
   [[nodiscard]] virtual const std::vector<CommandEntry>* actions() const { return nullptr; }
   /// True when SIGUSR1 and SIGTERM mean "save and exit 75"; otherwise they end the process.
   [[nodiscard]] virtual bool saves_on_signal() const { return false; }
+  /// "cpu" or "cuda", after parse(): where tensors live. "cuda" loads the NCCL plug-in before the ranks meet.
+  [[nodiscard]] virtual std::string device() const { return "cpu"; }
   /// Does the work. `session` is null for Ranks::kSingle.
   virtual void run(comm::Session* session) = 0;
 };
@@ -61,5 +63,6 @@ std::unique_ptr<Command> make_report_command();
 std::unique_ptr<Command> make_bench_command();
 std::unique_ptr<Command> make_completion_command();
 std::unique_ptr<Command> make_man_command();
+std::unique_ptr<Command> make_doctor_command();
 
 }  // namespace uqa::launch

@@ -7,10 +7,12 @@
 #include <fmt/format.h>
 
 #include "comm/communicator.h"
+#include "comm/device.h"
 #include "core/error.h"
 #include "core/signals.h"
 #include "core/text.h"
 #include "launch/command.h"
+#include "launch/device.h"
 
 /// Read by jemalloc before main: keep freed pages, since every step asks for the same large buffers again.
 extern "C" const char* malloc_conf;
@@ -66,11 +68,13 @@ int run_single(launch::Command& command, const std::vector<std::string>& words) 
 }
 
 /// Parsing is the same on every rank, so its errors are agreed without talking.
-int run_ranks(launch::Command& command, const std::vector<std::string>& words, comm::Session& session) {
+int run_ranks(launch::Command& command, const std::vector<std::string>& words, comm::Session& session, const comm::DeviceLibrary& library) {
   try {
     comm::run_agreed(session.world(), [&] {
       if (!command.parse(words)) UQA_FAIL(ErrorCode::kInternal, "--help is handled before the ranks meet");
+      launch::check_device(command.device());
     });
+    if (command.device() == "cuda") comm::use_device(session.world(), library);
     command.run(&session);
     session.finish();
     return 0;
@@ -98,18 +102,24 @@ int main(int argc, char** argv) {
     return words.empty() ? static_cast<int>(ErrorCode::kConfig) : 0;
   }
   std::unique_ptr<launch::Command> command;
+  const launch::CommandEntry* entry = nullptr;
   try {
-    command = find_command(words.front()).make();
+    entry = &find_command(words.front());
+    command = entry->make();
   } catch (const std::exception& error) {
     return report(error);
   }
   words.erase(words.begin());
   if (command->ranks() == launch::Ranks::kSingle || asks_for_help(words)) return run_single(*command, words);
 
+  // Before LibTorch is asked anything about devices. On failure the reason is kept until all ranks can refuse together.
+  comm::DeviceLibrary library;
+  if (launch::asked_device(*entry, words) == "cuda") library = comm::load_device_library(launch::nccl_plugin_path());
+
   if (command->saves_on_signal()) install_stop_handlers();
   try {
     comm::Session session(&argc, &argv);  // outlives the command: an error must never reach MPI's finalization by itself
-    return run_ranks(*command, words, session);
+    return run_ranks(*command, words, session, library);
   } catch (const std::exception& error) {  // the launcher itself is the trouble
     return report(error);
   }

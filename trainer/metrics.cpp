@@ -2,6 +2,10 @@
 
 #include <sys/resource.h>
 
+#include <vector>
+
+#include "core/log.h"
+
 namespace uqa::trainer {
 
 std::int64_t peak_rss_bytes() {
@@ -43,13 +47,34 @@ Json StepMeter::record(std::int64_t step, double epoch, double lr, double grad_n
                     {"comm_bytes", bytes - bytes_before_},
                     {"comm_table_bytes", table_bytes - table_bytes_before_},
                     {"peak_rss_bytes", peak_rss_bytes()},
-                    {"flops_per_s", flops_ / seconds}};
+                    {"flops_per_s", flops_ / seconds},
+                    {"slowest_rank", straggler()}};
   loss_sum_nats_ = flops_ = 0;
   labels_ = interactions_ = tokens_ = 0;
   times_ = {};
-  bytes_before_ = bytes;
+  bytes_before_ = mesh_.bytes_sent();  // what the ranks told each other above is none of the steps'
   table_bytes_before_ = table_bytes;
   return record;
+}
+
+Json StepMeter::straggler() {
+  const auto& world = mesh_.world();
+  // Seconds as whole nanoseconds: the same number on every rank, whatever the transport.
+  const auto nanoseconds = [](double seconds) { return static_cast<std::int64_t>(seconds * 1e9); };
+  at::Tensor mine = at::empty({1, 3}, at::kLong);
+  auto* const values = mine.data_ptr<std::int64_t>();
+  values[0] = nanoseconds(times_.total_s);
+  values[1] = nanoseconds(times_.data_wait_s);
+  values[2] = nanoseconds(times_.comm_exposed_s);
+  const at::Tensor all = comm::all_gather(mine, world);
+  std::vector<RankTimes> ranks(static_cast<std::size_t>(world.size()));
+  for (std::size_t rank = 0; rank < ranks.size(); ++rank) {
+    const auto* const theirs = all.const_data_ptr<std::int64_t>() + 3 * rank;
+    ranks[rank] = {.total_s = 1e-9 * static_cast<double>(theirs[0]), .data_wait_s = 1e-9 * static_cast<double>(theirs[1]), .comm_wait_s = 1e-9 * static_cast<double>(theirs[2])};
+  }
+  const auto report = stragglers_.add(ranks);
+  if (!report.warning.empty() && world.rank() == 0) log::warn("metrics", "{}", report.warning);
+  return report.to_json();
 }
 
 Json StepMeter::state() const { return {{"loss_sum_nats", loss_sum_nats_}, {"labels", labels_}}; }

@@ -6,6 +6,7 @@
 #include "comm/communicator.h"
 #include "core/json.h"
 #include "trainer/step.h"
+#include "trainer/straggler.h"
 
 namespace uqa::trainer {
 
@@ -22,7 +23,8 @@ class StepMeter {
   explicit StepMeter(const comm::Mesh& mesh);
   void add(const AgreedStep& step, double loss_sum_nats, double flops, const StepTimes& times);
   /// One record over the steps since the last one, and a fresh start. Rates are over all ranks; times, bytes and memory are this
-  /// rank's (rank 0 writes them).
+  /// rank's (rank 0 writes them); `slowest_rank` says which rank the others waited for and why. Warns when that is always the same one.
+  /// Collective over the world.
   [[nodiscard]] Json record(std::int64_t step, double epoch, double lr, double grad_norm);
   /// Mean loss over the labels since the last record; 0 before the first.
   [[nodiscard]] double loss_nats() const;
@@ -32,10 +34,12 @@ class StepMeter {
 
  private:
   [[nodiscard]] std::int64_t table_bytes_sent() const;
+  [[nodiscard]] Json straggler();
   comm::Mesh mesh_;
   double loss_sum_nats_ = 0, flops_ = 0;
   std::int64_t labels_ = 0, interactions_ = 0, tokens_ = 0, bytes_before_ = 0, table_bytes_before_ = 0;
   StepTimes times_;
+  StragglerWatch stragglers_;
 };
 
 /// Largest resident set of this process so far.

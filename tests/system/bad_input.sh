@@ -68,6 +68,19 @@ expect 2 "parallel.tables = rows, must be replicated or sharded" pretrain --data
 expect 2 "parallel.table_group" pretrain --data d --run r --parallel.table_group=-1
 expect 2 "dropout" pretrain --data d --run r --model.dropout=1.5
 
+# Devices: refused before work. Whether the plug-in or the device is missing depends on the machine; both name the way out.
+expect 2 "device = gpu, must be cpu or cuda" doctor --device=gpu
+expect 2 "device = cuda, the training stages .*packed attention" pretrain --data d --run r --device=cuda
+if ! command -v nvidia-smi >/dev/null; then
+  expect 2 "(plug-in|CUDA devices = 0).*--device=cpu" doctor --device=cuda
+  expect 2 "(plug-in|CUDA devices = 0).*--device=cpu" bench collectives --device=cuda
+fi
+expect 2 "parallel.tp = 3" doctor --parallel.tp=3
+expect 2 "allreduce.*all_reduce" bench collectives --ops allreduce
+expect 2 "sizes = -1" bench collectives --sizes=-1
+expect 2 "bench collectives --users: has no meaning" bench collectives --users 3
+expect 2 "bench step --sizes: has no meaning" bench step --sizes 1024
+
 # Import.
 sed 's/"movie_title"/"film_title"/' "$schema" > absent.json
 expect 3 "film_title" import --schema absent.json --input log/tiny.inter log/tiny.item --output out

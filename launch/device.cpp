@@ -1,0 +1,33 @@
+#include "launch/device.h"
+
+#include "comm/device.h"
+#include "core/error.h"
+
+namespace uqa::launch {
+
+std::filesystem::path nccl_plugin_path() {
+  std::error_code none;
+  return std::filesystem::read_symlink("/proc/self/exe", none).parent_path() / comm::kNcclPlugin;
+}
+
+std::string asked_device(const CommandEntry& entry, const std::vector<std::string>& words) {
+  try {
+    const auto command = entry.make();  // parsed for real once the ranks have met
+    return command->parse(words) ? command->device() : "cpu";
+  } catch (const std::exception&) {
+    return "cpu";
+  }
+}
+
+void check_device(const std::string& device) {
+  UQA_CHECK(device == "cpu" || device == "cuda", ErrorCode::kConfig, "--device = {}, must be cpu or cuda; change --device", device);
+}
+
+void check_stage_device(const std::string& device) {
+  check_device(device);
+  UQA_CHECK(device == "cpu", ErrorCode::kConfig,
+            "--device = cuda, the training stages need cpu in this version: feature tables, packed attention, silu attention, GRU, state-space scan, causal convolution, norms, "
+            "dropout, item softmax and the LLM's layers have no CUDA path; use --device=cpu (doctor and bench collectives take cuda)");
+}
+
+}  // namespace uqa::launch

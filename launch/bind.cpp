@@ -40,7 +40,7 @@ void bind(OptionSet& options, trainer::LoopConfig& config) {
 
 void bind(OptionSet& options, trainer::ParallelConfig& parallel) {
   options.add("parallel.dp", &parallel.dp, "data-parallel degree; 0: world size / tp");
-  options.add("parallel.tp", &parallel.tp, "tensor-parallel degree; only 1 in this version");
+  options.add("parallel.tp", &parallel.tp, "tensor-parallel degree: ranks that split each layer (> 0)");
   options.add("parallel.tables", &parallel.tables, "feature tables and item softmax: sharded by rows over a table group, or replicated");
   options.add("parallel.table_group", &parallel.table_group, "ranks that hold the sharded tables once; 0: all, at most 64");
   options.add("parallel.table_min_rows", &parallel.table_min_rows, "tables with fewer rows are replicated in any case (>= 0)");

@@ -55,6 +55,8 @@ class AlignCommand final : public Command {
     bind(options_, config_.loop);
     options_.add("device", &device_, "where the stage computes: cpu; cuda is refused in this version, naming what it needs");
     options_.set_transient("device");
+    options_.add("parallel.llm_tp", &config_.loop.parallel.llm_tp, "tensor-parallel degree of the LLM; 0: parallel.tp");
+    options_.add("parallel.encoder_tp", &config_.loop.parallel.encoder_tp, "tensor-parallel degree of the encoder; 0: parallel.tp");
     bind(options_, call_);
   }
 

@@ -32,6 +32,9 @@ class EvaluateCommand final : public Command {
     options_.add("audit_options", &config_.audit_options, "answer four times, with the options rotated, and show how much their order moves the result");
     options_.add("cache_responses", &config_.cache_responses, "keep scores in RUN/eval/responses.bin and do not ask again what the same weights answered before");
     options_.add("num_threads", &config_.num_threads, "threads of one rank; 0: cores of the host / ranks on it");
+    options_.add("parallel.tp", &config_.tp, "tensor-parallel degree: ranks that split each layer (> 0)");
+    options_.add("parallel.llm_tp", &config_.llm_tp, "that of the LLM; 0: parallel.tp");
+    options_.add("parallel.encoder_tp", &config_.encoder_tp, "that of the encoder; 0: parallel.tp");
     bind(options_, call_);
   }
 

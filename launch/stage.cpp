@@ -7,7 +7,7 @@ namespace uqa::launch {
 Stage open_stage(comm::Session& session, const StageRequest& request) {
   const auto& world = session.world();
   const auto& parallel = request.loop.parallel;
-  comm::Mesh mesh(world, static_cast<int>(parallel.dp), static_cast<int>(parallel.tp), static_cast<int>(parallel.table_group));
+  comm::Mesh mesh(world, static_cast<int>(parallel.dp), static_cast<int>(parallel.tp_axis()), static_cast<int>(parallel.table_group));
   // Rank 0 makes the directory before the others look at it.
   std::optional<trainer::RunDirectory> run;
   const auto open = [&](bool overwrite) {

@@ -42,15 +42,26 @@ std::string join(const std::vector<std::string>& parts) {
 
 }  // namespace
 
-std::map<std::string, Tensor> load_tensors(const fs::path& path) {
+void for_each_tensor(const fs::path& path, const std::function<void(const std::string& name, const Tensor& tensor)>& body) {
   const MappedFile file(path);
   const auto header = format::parse_safetensors(file.bytes(), path.string());
-  std::map<std::string, Tensor> tensors;
   for (const auto& [name, info] : header.tensors) {
-    auto tensor = at::empty(info.shape, dtype_of(info.dtype, fmt::format("{}: tensor {}", path.string(), name)));
-    if (info.end > info.begin) std::memcpy(tensor.data_ptr(), file.bytes().data() + info.begin, info.end - info.begin);
-    tensors.emplace(name, std::move(tensor));
+    const auto type = dtype_of(info.dtype, fmt::format("{}: tensor {}", path.string(), name));
+    const auto* bytes = file.bytes().data() + info.begin;
+    const bool aligned = reinterpret_cast<std::uintptr_t>(bytes) % c10::elementSize(type) == 0;
+    if (aligned && info.end > info.begin) {
+      body(name, at::from_blob(const_cast<std::byte*>(bytes), info.shape, at::TensorOptions().dtype(type)));
+    } else {
+      auto tensor = at::empty(info.shape, type);
+      if (info.end > info.begin) std::memcpy(tensor.data_ptr(), bytes, info.end - info.begin);
+      body(name, tensor);
+    }
   }
+}
+
+std::map<std::string, Tensor> load_tensors(const fs::path& path) {
+  std::map<std::string, Tensor> tensors;
+  for_each_tensor(path, [&](const std::string& name, const Tensor& tensor) { tensors.emplace(name, tensor.clone()); });
   return tensors;
 }
 

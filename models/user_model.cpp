@@ -120,12 +120,14 @@ std::int64_t UserModelConfig::resolved_inner() const {
   return (width + ffn_multiple_of - 1) / ffn_multiple_of * ffn_multiple_of;
 }
 
-std::shared_ptr<EncoderImpl> make_encoder(const UserModelConfig& config) {
-  if (config.encoder == "sasrec") return std::make_shared<SasrecImpl>(config);
-  if (config.encoder == "hstu") return std::make_shared<HstuImpl>(config);
+bool splits_over_ranks(const std::string& encoder) { return encoder != "gru4rec"; }
+
+std::shared_ptr<EncoderImpl> make_encoder(const UserModelConfig& config, const TensorParallel& tp) {
+  if (config.encoder == "sasrec") return std::make_shared<SasrecImpl>(config, tp);
+  if (config.encoder == "hstu") return std::make_shared<HstuImpl>(config, tp);
   if (config.encoder == "gru4rec") return std::make_shared<Gru4RecImpl>(config);
-  if (config.encoder == "mamba2") return std::make_shared<Mamba2Impl>(config);
-  if (config.encoder == "trm_plus") return std::make_shared<TrmPlusImpl>(config);
+  if (config.encoder == "mamba2") return std::make_shared<Mamba2Impl>(config, tp);
+  if (config.encoder == "trm_plus") return std::make_shared<TrmPlusImpl>(config, tp);
   UQA_FAIL(ErrorCode::kConfig, "encoder = {}, must be {}", config.encoder, kKnownEncoders);
 }
 
@@ -136,7 +138,7 @@ struct UserModelImpl::Modules {
   std::shared_ptr<EncoderImpl> backbone;
 };
 
-UserModelImpl::UserModelImpl(UserModelConfig config, TableSharding sharding)
+UserModelImpl::UserModelImpl(UserModelConfig config, TableSharding sharding, const TensorParallel& tp)
     : config_(std::move(config)), sharding_(std::move(sharding)), modules_(std::make_shared<Modules>()) {
   config_.validate();
   const auto ebc = register_module("ebc", std::make_shared<Names>());
@@ -150,7 +152,7 @@ UserModelImpl::UserModelImpl(UserModelConfig config, TableSharding sharding)
     modules_->table_of_feature.push_back(static_cast<std::size_t>(found - config_.tables.begin()));
   }
   modules_->proj1 = register_module("proj1", Linear(config_.feature_width(), config_.hidden, Bias::kYes));
-  modules_->backbone = register_module("backbone", make_encoder(config_));
+  modules_->backbone = register_module("backbone", make_encoder(config_, tp));
   modules_->proj2 = register_module("proj2", Linear(config_.hidden, config_.item_dim(), Bias::kYes));
 }
 

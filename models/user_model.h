@@ -13,6 +13,7 @@
 #include "models/packed.h"
 #include "models/parallel/layout.h"
 #include "models/parallel/sharded_rows.h"
+#include "models/parallel/sliced.h"
 
 namespace uqa::models {
 
@@ -98,7 +99,9 @@ class EncoderImpl : public torch::nn::Module {
 /// (T = 0, B = 0) if it has none, and run backward through them alike: they fetch rows from each other.
 class UserModelImpl : public torch::nn::Module, public HasLayouts {
  public:
-  explicit UserModelImpl(UserModelConfig config, TableSharding sharding = {});
+  /// With `tp` the backbone is split over the group (GRU4Rec's is whole on every rank); projections are whole. Collective over tp.comm. Error(kConfig)
+  /// where the degree does not fit the sizes, with both numbers.
+  explicit UserModelImpl(UserModelConfig config, TableSharding sharding = {}, const TensorParallel& tp = {});
   /// Sets every parameter from (seed, name, element), as the reference initialises its modules; the same at any world size.
   void init_weights(std::uint64_t seed);
   /// Mean-bag embeddings of all features, concatenated. -> [T, sum of dims]; empty bags give zeros.
@@ -127,6 +130,8 @@ class UserModelImpl : public torch::nn::Module, public HasLayouts {
 TORCH_MODULE(UserModel);
 
 /// Backbone factory by config.encoder; Error(kConfig) names the known ones.
-[[nodiscard]] std::shared_ptr<EncoderImpl> make_encoder(const UserModelConfig& config);
+[[nodiscard]] std::shared_ptr<EncoderImpl> make_encoder(const UserModelConfig& config, const TensorParallel& tp = {});
+/// False for encoders that every tensor-parallel rank computes whole: gru4rec, whose recurrence would need a collective a time step.
+[[nodiscard]] bool splits_over_ranks(const std::string& encoder);
 
 }  // namespace uqa::models

@@ -45,43 +45,74 @@ struct AlignTask::Impl {
   std::unique_ptr<AlignUsers> users;        ///< only for prompt "soft"
   std::string llm_digest;
   models::Llm llm{nullptr};
+  Json split;  ///< how encoder and LLM lie on the ranks
   double flops_per_token = 0, flops_per_interaction = 0;
 
   [[nodiscard]] bool bf16() const { return config.loop.train.dtype == "bf16"; }
-  void save_model(const fs::path& directory, const std::string& stage) const;
+  void save_model(const fs::path& directory, const std::string& stage, std::map<std::string, Tensor> tensors) const;
 
   void open() {
     UQA_CHECK(fs::is_directory(config.llm), ErrorCode::kConfig, "llm = {}, must be a Hugging Face directory; change --llm", config.llm);
     data = data::Dataset::open(config.data);
     questions = std::make_unique<AlignQuestions>(config, data);
     for (const auto& group : questions->train()) rows_of_group.push_back(questions->rows(group));
-    build_models();
+    llm_digest = digest_of_llm(config.llm);
   }
 
-  void build_models() {
+  /// Collective over both groups.
+  void build_models(const models::TensorParallel& llm_tp, const models::TensorParallel& encoder_tp) {
     const auto seed = static_cast<std::uint64_t>(config.loop.train.seed);
-    llm_digest = digest_of_llm(config.llm);
     llm = models::load_llm(config.llm, {.dtype = bf16() ? at::kBFloat16 : at::kFloat,
                                         .trainable = !frozen.llm,
                                         .lora = {.rank = config.lora.rank, .alpha = config.lora.alpha},
-                                        .seed = seed});
+                                        .seed = seed},
+                           llm_tp);
     const auto longest = questions->chat_counts().longest_rows;
     UQA_CHECK(longest <= llm->config().max_positions, ErrorCode::kConfig,
               "a training text has {} rows with its soft token, the LLM takes {}; give a smaller --prompt.max_tokens or another --llm", longest, llm->config().max_positions);
-    if (soft) users = std::make_unique<AlignUsers>(config, frozen, data, *questions, llm->config().hidden);
+    if (soft) {
+      users = std::make_unique<AlignUsers>(config, frozen, data, *questions, llm->config().hidden, encoder_tp);
+      split["encoder"] = describe_split(users->encoder_config().encoder, encoder_tp);
+    }
+    split["llm"] = {{"tp", llm_tp.size()}, {"split", llm_tp.size() > 1}};
     double weights = 0, lora = 0;
     for (const auto& [name, shape] : llm->config().weight_shapes()) {
       if (shape.size() == 2 && name.starts_with("model.layers.")) weights += static_cast<double>(shape[0]) * static_cast<double>(shape[1]);
     }
     if (frozen.llm) {
-      for (const auto& [name, tensor] : llm->trainable_parameters()) lora += static_cast<double>(tensor.numel());
+      for (const auto& parameter : llm_parameters()) lora += elements_of(parameter);
     }
     flops_per_token = (frozen.llm ? 4.0 : 6.0) * weights + 6.0 * lora;
     if (soft && !frozen.encoder) {
-      for (const auto& parameter : users->encoder()->named_parameters()) {
-        if (parameter.value().dim() == 2 && !parameter.key().starts_with("ebc.")) flops_per_interaction += 6.0 * static_cast<double>(parameter.value().numel());
+      for (const auto& parameter : trained_of("", *users->encoder())) {
+        if (parameter.tensor.dim() == 2 && !parameter.name.starts_with("ebc.")) flops_per_interaction += 6.0 * elements_of(parameter);
       }
     }
+  }
+
+  /// Of the whole parameter.
+  static double elements_of(const NamedParameter& parameter) {
+    return static_cast<double>(c10::multiply_integers(models::global_shape_of(parameter.tensor, parameter.layout)));
+  }
+  static std::vector<NamedParameter> trained_of(const std::string& prefix, const torch::nn::Module& module) {
+    const auto layouts = models::layouts_of(module);
+    std::vector<NamedParameter> parameters;
+    for (const auto& parameter : module.named_parameters()) {
+      if (!parameter.value().requires_grad()) continue;
+      const auto layout = layouts.find(parameter.key());
+      parameters.push_back(
+          {.name = prefix + parameter.key(), .tensor = parameter.value(), .layout = layout == layouts.end() ? models::ParameterLayout{} : layout->second});
+    }
+    return parameters;
+  }
+  [[nodiscard]] std::vector<NamedParameter> llm_parameters() const {
+    std::vector<NamedParameter> parameters;
+    for (const auto& [name, tensor] : llm->trainable_parameters()) {
+      const auto layout = llm->trainable_layouts().find(name);
+      parameters.push_back(
+          {.name = "llm." + name, .tensor = tensor, .layout = layout == llm->trainable_layouts().end() ? models::ParameterLayout{} : layout->second});
+    }
+    return parameters;
   }
 
   [[nodiscard]] MicroBatch make_micro(const std::vector<QuestionGroup>& groups, const Group& part) const {
@@ -143,6 +174,9 @@ AlignTask::AlignTask(AlignConfig config, const comm::Mesh& mesh) : impl_(std::ma
     s.config = std::move(config);
     s.open();
   });
+  const auto llm_tp = models::tensor_parallel(mesh.tp(), s.config.loop.parallel.llm_degree(), "parallel.llm_tp");
+  const auto encoder_tp = models::tensor_parallel(mesh.tp(), s.config.loop.parallel.encoder_degree(), "parallel.encoder_tp");
+  comm::run_agreed(mesh.world(), [&] { s.build_models(llm_tp, encoder_tp); });
   if (!s.soft) return;
   const auto tokens_VL = s.llm->embed(at::arange(s.llm->config().vocab_size, at::kLong)).detach().to(at::kFloat);
   s.users->prepare(tokens_VL, mesh.world());
@@ -154,16 +188,17 @@ std::vector<NamedParameter> AlignTask::parameters() const {
   const auto& s = *impl_;
   std::vector<NamedParameter> parameters;
   const double other = s.config.other_lr > 0 ? s.config.other_lr / s.config.loop.optim.peak_lr : 1;
-  const auto add = [&](const std::string& prefix, const torch::nn::Module& module, double lr_scale) {
-    for (const auto& parameter : module.named_parameters()) {
-      if (parameter.value().requires_grad()) parameters.push_back({prefix + parameter.key(), parameter.value(), lr_scale});
+  const auto add = [&](std::vector<NamedParameter> some, double lr_scale) {
+    for (auto& parameter : some) {
+      parameter.lr_scale = lr_scale;
+      parameters.push_back(std::move(parameter));
     }
   };
   if (s.soft) {
-    add("encoder.", *s.users->encoder(), other);
-    add("adapter.", s.users->adapter(), 1);
+    add(Impl::trained_of("encoder.", *s.users->encoder()), other);
+    add(Impl::trained_of("adapter.", s.users->adapter()), 1);
   }
-  for (const auto& [name, tensor] : s.llm->trainable_parameters()) parameters.push_back({"llm." + name, tensor, other});
+  add(s.llm_parameters(), other);
   return parameters;
 }
 
@@ -215,7 +250,7 @@ std::optional<Validation> AlignTask::validate(const comm::Mesh& mesh) {
     std::vector<std::int64_t> rows;
     for (const auto& group : all.valid()) rows.push_back(all.rows(group));
     const auto parts = group_by_rows(rows, s.config.micro_rows);
-    for (std::size_t g = static_cast<std::size_t>(mesh.world().rank()); g < parts.size(); g += static_cast<std::size_t>(mesh.world().size())) {
+    for (std::size_t g = static_cast<std::size_t>(mesh.dp().rank()); g < parts.size(); g += static_cast<std::size_t>(mesh.dp().size())) {
       const auto micro = s.make_micro(all.valid(), parts[g]);
       const auto head_RH = run_prompts(*s.llm, micro.packed, s.soft_of(micro, {}));
       const auto log_probs_N = token_log_probs(*s.llm, head_RH, micro.packed);
@@ -232,7 +267,7 @@ std::optional<Validation> AlignTask::validate(const comm::Mesh& mesh) {
       sums[kLoss] += (losses.to(at::kDouble) * kGrid).round().to(at::kLong).sum().item<std::int64_t>();
     }
   });
-  for (auto& sum : sums) sum = comm::all_reduce(sum, comm::ReduceOp::kSum, mesh.world());
+  for (auto& sum : sums) sum = comm::all_reduce(sum, comm::ReduceOp::kSum, mesh.dp());
   const auto questions = static_cast<double>(sums[kQuestions]);
   const double loss = static_cast<double>(sums[kLoss]) / kGrid / static_cast<double>(sums[kLabels]);
   Validation validation;
@@ -252,7 +287,7 @@ std::int64_t AlignTask::evaluate_every() const { return impl_->config.eval.every
 
 std::map<std::string, double> AlignTask::evaluate(const comm::Mesh& mesh) {
   auto& s = *impl_;
-  return ask_held_out_users(*s.llm, *s.questions, s.users.get(), {.micro_rows = s.config.micro_rows, .bf16 = s.bf16()}, mesh.world());
+  return ask_held_out_users(*s.llm, *s.questions, s.users.get(), {.micro_rows = s.config.micro_rows, .bf16 = s.bf16()}, mesh.dp());
 }
 
 double AlignTask::flops(std::int64_t num_interactions, std::int64_t num_tokens, std::int64_t /*num_labels*/) const {
@@ -272,13 +307,9 @@ void AlignTask::set_training(bool on) {
   s.users->encoder()->train(on && (!s.frozen.encoder || !s.config.encoder.eval_when_frozen));
 }
 
-void AlignTask::Impl::save_model(const fs::path& directory, const std::string& stage) const {
+/// `tensors`: the whole trained tensors of LLM and encoder.
+void AlignTask::Impl::save_model(const fs::path& directory, const std::string& stage, std::map<std::string, Tensor> tensors) const {
   const auto& s = *this;
-  std::map<std::string, Tensor> tensors;
-  const auto add = [&](const std::string& prefix, const torch::nn::Module& module) {
-    for (const auto& [name, tensor] : models::state_dict(module)) tensors[prefix + name] = tensor.detach();
-  };
-  for (const auto& [name, tensor] : s.llm->trainable_parameters()) tensors["llm." + name] = tensor.detach();
   Json json{{"format", "uqa.aligned"},
             {"version", 1},
             {"stage", stage},
@@ -301,7 +332,6 @@ void AlignTask::Impl::save_model(const fs::path& directory, const std::string& s
                      {"lora_alpha", s.config.lora.alpha}}}};
   if (s.soft) {
     for (const auto& [name, tensor] : users->adapter().stored()) tensors["adapter." + name] = tensor.detach();
-    if (!s.frozen.encoder) add("encoder.", *users->encoder());
     const at::NoGradGuard no_grad;
     if (const auto average_KL = users->average_user(); average_KL.defined()) tensors["average_user"] = average_KL;
     json["adapter"] = to_json(users->adapter().config());
@@ -315,8 +345,12 @@ void AlignTask::Impl::save_model(const fs::path& directory, const std::string& s
 }
 
 void AlignTask::save_model(const fs::path& directory, const comm::Mesh& mesh) const {
+  std::map<std::string, Tensor> tensors;
+  for (const auto& parameter : parameters()) {
+    if (!parameter.name.starts_with("adapter.")) tensors[parameter.name] = whole_of(parameter, mesh);  // an adapter has a stored form of its own
+  }
   comm::run_agreed(mesh.world(), [&] {
-    if (mesh.world().rank() == 0) impl_->save_model(directory, stage());
+    if (mesh.world().rank() == 0) impl_->save_model(directory, stage(), std::move(tensors));
   });
 }
 
@@ -344,6 +378,7 @@ Json AlignTask::describe() const {
                          {"rows_per_question", static_cast<double>(rows) / static_cast<double>(num_train)},
                          {"longer_than_encoder_max_len", s.soft ? s.users->num_cut() : 0}}},
           {"trained_parameters", parameters},
+          {"tensor_parallel", s.split},
           {"flops", {{"convention", "per LLM row 4 per layer weight (6 where it is trained) and 6 per LoRA weight; per interaction 6 per weight of a trained "
                                     "encoder; head and attention scores left out"},
                      {"per_token", s.flops_per_token},

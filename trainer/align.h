@@ -171,8 +171,14 @@ struct AlignedModel {
   models::Adapter adapter;                    ///< null for "none"
   Tensor average_user_KL;                     ///< soft tokens of the average training user; undefined for "none" and for a trained encoder
 };
+/// How an aligned model lies on the ranks: `axis` has the groups of both.
+struct AlignedSplit {
+  comm::Communicator axis;
+  models::TensorParallel llm, encoder;
+};
 /// Reads model.json and model.safetensors of an align run, and the encoder and LLM that it names; refuses (Error(kData)) when either
-/// has changed since. `dtype` is the type of the LLM's GEMMs; absent: as it was trained.
-[[nodiscard]] AlignedModel load_aligned(const fs::path& run_directory, std::optional<at::ScalarType> dtype = std::nullopt);
+/// has changed since. `dtype` is the type of the LLM's GEMMs; absent: as it was trained. A rank keeps its parts as `split` says; collective over
+/// split.axis, whose ranks agree on errors.
+[[nodiscard]] AlignedModel load_aligned(const fs::path& run_directory, std::optional<at::ScalarType> dtype = std::nullopt, const AlignedSplit& split = {});
 
 }  // namespace uqa::trainer

@@ -17,8 +17,9 @@ struct AskOptions {
 };
 
 /// Asks questions.asked() as `uqa evaluate` would: "questions" and, for each rule that applies, "<rule>_accuracy" over those it applies to. `users` is null for prompt
-/// "none". Modules are in eval mode. Collective over `world`, errors are agreed; counts are integers, so the result does not depend on the number of ranks.
+/// "none". Modules are in eval mode. Collective over `dp`, errors are agreed; ranks that split a layer ask the same questions. Counts are
+/// integers, so the result does not depend on the number of ranks.
 [[nodiscard]] std::map<std::string, double> ask_held_out_users(models::LlmImpl& llm, const AlignQuestions& questions, AlignUsers* users, const AskOptions& options,
-                                                               const comm::Communicator& world);
+                                                               const comm::Communicator& dp);
 
 }  // namespace uqa::trainer

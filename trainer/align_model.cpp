@@ -8,17 +8,20 @@
 namespace uqa::trainer {
 namespace {
 
-/// Copies every tensor of `stored` whose name begins with `prefix` into `parameters`; both must have the same names and shapes.
+/// Copies every tensor of `stored` whose name begins with `prefix`, or this rank's part of it, into `parameters`; both must have the same names
+/// and whole shapes.
 void copy_in(const std::map<std::string, Tensor>& stored, const std::string& prefix, const std::map<std::string, Tensor>& parameters,
-             const std::string& what) {
+             const std::string& what, const std::map<std::string, models::ParameterLayout>& layouts = {}) {
   const at::NoGradGuard no_grad;
   std::size_t used = 0;
   for (const auto& [name, parameter] : parameters) {
     const auto found = stored.find(prefix + name);
     UQA_CHECK(found != stored.end(), ErrorCode::kData, "{}: tensor {} is missing; align again", what, prefix + name);
-    UQA_CHECK(found->second.sizes() == parameter.sizes(), ErrorCode::kData, "{}: tensor {} is [{}], must be [{}]; align again", what, prefix + name,
-              fmt::join(found->second.sizes(), ", "), fmt::join(parameter.sizes(), ", "));
-    parameter.copy_(found->second);
+    const auto layout = layouts.contains(name) ? layouts.at(name) : models::ParameterLayout{};
+    const auto shape = models::global_shape_of(parameter, layout);
+    UQA_CHECK(found->second.sizes() == at::IntArrayRef(shape), ErrorCode::kData, "{}: tensor {} is [{}], must be [{}]; align again", what, prefix + name,
+              fmt::join(found->second.sizes(), ", "), fmt::join(shape, ", "));
+    parameter.copy_(models::part_of(found->second, layout));
     ++used;
   }
   std::size_t present = 0;
@@ -49,12 +52,19 @@ models::AdapterConfig adapter_config_from_json(const Json& json, const std::stri
   return config;
 }
 
-AlignedModel load_aligned(const fs::path& run_directory, std::optional<at::ScalarType> dtype) {
+namespace {
+
+/// model.json's facts that loading goes by.
+struct AlignedFacts {
+  std::map<std::string, Tensor> tensors;
+  models::LlmOptions llm_options;
+};
+
+AlignedFacts read_facts(AlignedModel& aligned, const fs::path& run_directory, std::optional<at::ScalarType> dtype) {
   const fs::path json_path = run_directory / "model.json", weights_path = run_directory / "model.safetensors";
   UQA_CHECK(fs::exists(json_path), ErrorCode::kConfig, "run = {}, holds no model.json; give the run directory of a finished `uqa align`",
             run_directory.string());
   const std::string what = json_path.string();
-  AlignedModel aligned;
   aligned.info = read_json(json_path);
   UQA_CHECK(get<std::string>(aligned.info, "format", what) == "uqa.aligned", ErrorCode::kConfig,
             "run = {}, holds a model of another stage; give the run directory of `uqa align`", run_directory.string());
@@ -67,18 +77,17 @@ AlignedModel load_aligned(const fs::path& run_directory, std::optional<at::Scala
   aligned.llm_directory = get<std::string>(llm, "path", what);
   UQA_CHECK(digest_of_llm(aligned.llm_directory) == get<std::string>(llm, "digest", what), ErrorCode::kData,
             "LLM {} has changed since {} was aligned with it; restore it or align again", aligned.llm_directory, run_directory.string());
-  const auto tensors = models::load_tensors(weights_path);
   const auto trained_dtype = get<std::string>(aligned.info, "dtype", what) == "bf16" ? at::kBFloat16 : at::kFloat;
-  aligned.llm = models::load_llm(aligned.llm_directory, {.dtype = dtype.value_or(trained_dtype),
-                                                         .trainable = get<bool>(llm, "trained", what),
-                                                         .lora = {.rank = get<std::int64_t>(llm, "lora_rank", what),
-                                                                  .alpha = get<double>(llm, "lora_alpha", what)}});
-  const auto trained = aligned.llm->trainable_parameters();
-  copy_in(tensors, "llm.", by_name(trained), weights_path.string());
-  for (const auto& [name, tensor] : trained) tensor.requires_grad_(false);
-  aligned.llm->eval();
-  if (aligned.prompt == "none") return aligned;
+  return {.tensors = models::load_tensors(weights_path),
+          .llm_options = {.dtype = dtype.value_or(trained_dtype),
+                          .trainable = get<bool>(llm, "trained", what),
+                          .lora = {.rank = get<std::int64_t>(llm, "lora_rank", what), .alpha = get<double>(llm, "lora_alpha", what)}}};
+}
 
+/// The whole encoder and the adapter.
+void load_user_side(AlignedModel& aligned, const std::map<std::string, Tensor>& tensors, const fs::path& run_directory) {
+  const fs::path weights_path = run_directory / "model.safetensors";
+  const std::string what = (run_directory / "model.json").string();
   const auto encoder = get<Json>(aligned.info, "encoder", what);
   const bool tuned = get<bool>(encoder, "trained", what);
   aligned.encoder_config = user_model_config_from_json(get<Json>(encoder, "model", what), what);
@@ -102,6 +111,29 @@ AlignedModel load_aligned(const fs::path& run_directory, std::optional<at::Scala
               fmt::join(found->second.sizes(), ", "), fmt::join(shape, ", "));
     aligned.average_user_KL = found->second;
   }
+}
+
+}  // namespace
+
+AlignedModel load_aligned(const fs::path& run_directory, std::optional<at::ScalarType> dtype, const AlignedSplit& split) {
+  AlignedModel aligned;
+  AlignedFacts facts;
+  // Agreed in steps: a part that ranks make together follows only where all have come so far.
+  comm::run_agreed(split.axis, [&] { facts = read_facts(aligned, run_directory, dtype); });
+  comm::run_agreed(split.axis, [&] {
+    aligned.llm = models::load_llm(aligned.llm_directory, facts.llm_options, split.llm);
+    const auto trained = aligned.llm->trainable_parameters();
+    copy_in(facts.tensors, "llm.", by_name(trained), (run_directory / "model.safetensors").string(), aligned.llm->trainable_layouts());
+    for (const auto& [name, tensor] : trained) tensor.requires_grad_(false);
+    aligned.llm->eval();
+  });
+  if (aligned.prompt == "none") return aligned;
+  comm::run_agreed(split.axis, [&] { load_user_side(aligned, facts.tensors, run_directory); });
+  comm::run_agreed(split.axis, [&] {
+    LoadedUserModel whole{.model = aligned.encoder, .config = aligned.encoder_config, .info = {}};
+    split_over(whole, split.encoder);
+    aligned.encoder = whole.model;
+  });
   return aligned;
 }
 

@@ -26,13 +26,18 @@ models::PackedLayout one_row_each(std::int64_t rows) {
 
 }  // namespace
 
-AlignUsers::AlignUsers(const AlignConfig& config, const Frozen& frozen, const data::Dataset& data, const AlignQuestions& questions, std::int64_t llm_hidden)
-    : config_(config), frozen_(frozen), questions_(questions), encoder_(load_user_model(config.encoder_run)) {
-  data_ = select_features(encoder_.config, data);
-  if (get_or<std::string>(encoder_.info, "data_digest", "", config.encoder_run) != data.digest()) {
-    log::warn("align", "encoder run {} was trained on another data set than {}; item ids must mean the same in both", config.encoder_run, config.data);
-  }
-  encoder_digest_ = digest_of(*encoder_.model);
+AlignUsers::AlignUsers(const AlignConfig& config, const Frozen& frozen, const data::Dataset& data, const AlignQuestions& questions, std::int64_t llm_hidden,
+                       const models::TensorParallel& tp)
+    : config_(config), frozen_(frozen), questions_(questions), tp_(tp) {
+  comm::run_agreed(tp.comm, [&] {
+    encoder_ = load_user_model(config.encoder_run);
+    data_ = select_features(encoder_.config, data);
+    if (get_or<std::string>(encoder_.info, "data_digest", "", config.encoder_run) != data.digest()) {
+      log::warn("align", "encoder run {} was trained on another data set than {}; item ids must mean the same in both", config.encoder_run, config.data);
+    }
+    encoder_digest_ = digest_of(*encoder_.model);
+  });
+  split_over(encoder_, tp);
   spans_ = encoder_spans(questions.all(), encoder_.config.max_len, &num_cut_);
   if (num_cut_ > 0) log::info("align", "{} questions show more than max_len = {} interactions; the encoder sees the most recent", num_cut_, encoder_.config.max_len);
   adapter_ = models::make_adapter(config.adapter_config(encoder_.config.hidden, llm_hidden));
@@ -56,7 +61,7 @@ void AlignUsers::prepare(const Tensor& tokens_VL, const comm::Communicator& worl
   if (!frozen_.encoder && start_ == "plain") return;
   // Only a frozen encoder's states are worth keeping: a trained one's serve the adapter's start.
   const auto memory = StateCacheConfig{.users = "memory", .max_bytes = config_.cache.max_bytes};
-  auto states = cached_user_states(frozen_.encoder ? config_.cache : memory, encoder_digest_, encoder_.model, data_, spans_, adapter_->view(), world);
+  auto states = cached_user_states(frozen_.encoder ? config_.cache : memory, encoder_digest_, encoder_.model, data_, spans_, adapter_->view(), world, tp_);
   comm::run_agreed(world, [&] {
     const auto training = training_questions();
     const auto [rows_TH, layout] = states.select(training);

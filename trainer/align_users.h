@@ -16,9 +16,10 @@ namespace uqa::trainer {
 
 class AlignUsers {
  public:
-  /// Loads the encoder, checks it against `data`, builds the adapter for an LLM of width `llm_hidden`. `config` and `questions` are
-  /// kept by reference.
-  AlignUsers(const AlignConfig& config, const Frozen& frozen, const data::Dataset& data, const AlignQuestions& questions, std::int64_t llm_hidden);
+  /// Loads the encoder, checks it against `data`, splits it over `tp`, builds the adapter for an LLM of width `llm_hidden`. `config` and
+  /// `questions` are kept by reference. Collective over tp.comm, whose ranks agree on errors.
+  AlignUsers(const AlignConfig& config, const Frozen& frozen, const data::Dataset& data, const AlignQuestions& questions, std::int64_t llm_hidden,
+             const models::TensorParallel& tp);
   /// States of a frozen encoder, and the adapter's start from the training questions; `tokens_VL` are the LLM's token embeddings,
   /// float32. Collective over `world`.
   void prepare(const Tensor& tokens_VL, const comm::Communicator& world);
@@ -38,7 +39,7 @@ class AlignUsers {
   [[nodiscard]] Tensor average_user();
 
   [[nodiscard]] models::AdapterImpl& adapter() const { return *adapter_; }
-  [[nodiscard]] models::UserModel encoder() const { return encoder_.model; }
+  [[nodiscard]] models::UserModel encoder() const { return encoder_.model; }  ///< this rank's part
   [[nodiscard]] const models::UserModelConfig& encoder_config() const { return encoder_.config; }
   [[nodiscard]] const std::string& encoder_digest() const { return encoder_digest_; }
   [[nodiscard]] const std::vector<data::Span>& spans() const { return spans_; }  ///< of questions.all()
@@ -57,6 +58,7 @@ class AlignUsers {
   data::Dataset data_;                          ///< with the features that the encoder sees
   const AlignQuestions& questions_;
   LoadedUserModel encoder_;
+  models::TensorParallel tp_;
   std::string encoder_digest_, start_;
   std::vector<data::Span> spans_;
   std::int64_t num_cut_ = 0;

@@ -35,7 +35,12 @@ void BatchConfig::validate() const {
 
 void ParallelConfig::validate() const {
   require(dp >= 0, "parallel.dp", dp, ">= 0 (0: world size / tp)");
-  require(tp == 1, "parallel.tp", tp, "1 in this version");
+  require(tp > 0, "parallel.tp", tp, "> 0");
+  require(llm_tp >= 0, "parallel.llm_tp", llm_tp, ">= 0 (0: parallel.tp)");
+  require(encoder_tp >= 0, "parallel.encoder_tp", encoder_tp, ">= 0 (0: parallel.tp)");
+  UQA_CHECK(tp_axis() % llm_degree() == 0 && tp_axis() % encoder_degree() == 0, ErrorCode::kConfig,
+            "parallel.llm_tp = {} and parallel.encoder_tp = {}, one must be a multiple of the other; change --parallel.llm_tp or --parallel.encoder_tp",
+            llm_degree(), encoder_degree());
   require(tables == "replicated" || tables == "sharded", "parallel.tables", tables, "replicated or sharded");
   require(table_group >= 0, "parallel.table_group", table_group, ">= 0 (0: the world, at most 64 ranks)");
   require(table_min_rows >= 0, "parallel.table_min_rows", table_min_rows, ">= 0");

@@ -30,12 +30,18 @@ struct BatchConfig {
 
 struct ParallelConfig {
   std::int64_t dp = 0;            ///< data-parallel degree; 0: world size / tp
-  std::int64_t tp = 1;            ///< tensor-parallel degree; only 1 in this version, others are refused
+  std::int64_t tp = 1;            ///< tensor-parallel degree; > 0
+  std::int64_t llm_tp = 0;        ///< that of the LLM; 0: tp. The larger of the two is the mesh's tp axis, the other must divide it
+  std::int64_t encoder_tp = 0;    ///< that of the user encoder; 0: tp
   std::string tables = "sharded";  ///< feature tables and item softmax: "sharded" by rows over a table group (nothing is cut on one rank), or "replicated"
   std::int64_t table_group = 0;   ///< ranks that hold the sharded tables once; 0: the world, at most 64. Divides the world, a multiple of tp
   std::int64_t table_min_rows = 4096;  ///< tables with fewer rows are replicated in any case; >= 0
   double bucket_bytes = 25e6;     ///< size of a gradient bucket; > 0
   void validate() const;
+  [[nodiscard]] std::int64_t llm_degree() const { return llm_tp > 0 ? llm_tp : tp; }
+  [[nodiscard]] std::int64_t encoder_degree() const { return encoder_tp > 0 ? encoder_tp : tp; }
+  /// Size of the mesh's tp axis: ranks of it see the same samples.
+  [[nodiscard]] std::int64_t tp_axis() const { return llm_degree() > encoder_degree() ? llm_degree() : encoder_degree(); }
 };
 
 struct CheckpointConfig {

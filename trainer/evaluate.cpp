@@ -32,9 +32,19 @@ struct Scores {
 class Evaluation {
  public:
   Evaluation(const std::vector<EvaluateConfig>& variants, const comm::Communicator& world)
-      : variants_(variants), world_(world), config_(variants.front()), prompt_(Prompt::kSoft) {}
+      : variants_(variants),
+        mesh_(world, 0, static_cast<int>(variants.front().parallel().tp_axis())),
+        world_(mesh_.world()),
+        config_(variants.front()),
+        prompt_(Prompt::kSoft) {
+    const auto parallel = config_.parallel();
+    split_ = {.axis = mesh_.tp(),
+              .llm = models::tensor_parallel(mesh_.tp(), parallel.llm_degree(), "parallel.llm_tp"),
+              .encoder = models::tensor_parallel(mesh_.tp(), parallel.encoder_degree(), "parallel.encoder_tp")};
+  }
 
   std::vector<EvaluationResult> operator()() {
+    comm::run_agreed(world_, [&] { open_data(); });
     comm::run_agreed(world_, [&] { open(); });
     std::vector<EvaluationResult> results;
     for (std::size_t v = 0; v < variants_.size(); ++v) results.push_back(answer(v));
@@ -55,9 +65,9 @@ class Evaluation {
       compute_states();
       const auto begin = Clock::now();
       const Scores mine = score_share();
-      const auto nats_MS = comm::all_gather(at::cat(mine.option_nats, 0), world_);
+      const auto nats_MS = comm::all_gather(at::cat(mine.option_nats, 0), mesh_.dp());
       const auto num_mine = static_cast<std::int64_t>(mine.tokens.size()) / config_.max_new_tokens;
-      const auto tokens_MN = comm::all_gather(at::tensor(mine.tokens, at::kLong).view({num_mine, config_.max_new_tokens}), world_);
+      const auto tokens_MN = comm::all_gather(at::tensor(mine.tokens, at::kLong).view({num_mine, config_.max_new_tokens}), mesh_.dp());
       if (shift == 0) {
         seconds = seconds_since(begin);
         num_scored_ = nats_MS.size(0);
@@ -79,17 +89,21 @@ class Evaluation {
     return result;
   }
 
-  /// What all variants share, and whether each of them can be answered.
-  void open() {
+  /// Whether each variant can be answered, as far as that is known without the model.
+  void open_data() {
     for (const auto& variant : variants_) check_variant(variant);
     prompt_ = prompt_of_name(config_.prompt);
     data_ = data::Dataset::open(config_.data);
     UQA_CHECK(prompt_ != Prompt::kText || !data_.items().titles.empty(), ErrorCode::kConfig,
               "prompt = text with text_items = {}, needs item titles and data set {} has none; import item metadata with titles, or choose another --prompt",
               config_.text_items, config_.data);
+  }
+
+  /// What all variants share.
+  void open() {
     std::optional<at::ScalarType> dtype;
     if (!config_.dtype.empty()) dtype = config_.dtype == "bf16" ? at::kBFloat16 : at::kFloat;
-    model_ = load_aligned(config_.run, dtype);
+    model_ = load_aligned(config_.run, dtype, split_);  // first: the ranks of a group go on together or not at all
     UQA_CHECK(!has_soft_row(prompt_) || model_.prompt == "soft", ErrorCode::kConfig,
               "prompt = {}, but run {} was aligned without a soft token; choose --prompt none or text, or another --run", config_.prompt, config_.run);
     const std::string questions_path = config_.questions.empty() ? model_.questions : config_.questions;
@@ -220,7 +234,7 @@ class Evaluation {
   /// States behind the soft tokens, once a variant, unless every question was answered before.
   void compute_states() {
     if (!has_state(prompt_) || by_text_.empty() || states_.rows_RH.defined()) return;
-    states_ = compute_user_states(model_.encoder, data_, spans_, model_.adapter->view(), world_);
+    states_ = compute_user_states(model_.encoder, data_, spans_, model_.adapter->view(), world_, split_.encoder);
   }
 
   [[nodiscard]] QuestionBatch batch_of(const std::vector<std::size_t>& members) const {
@@ -241,11 +255,12 @@ class Evaluation {
                                       std::int64_t{0}));
     }
     std::size_t num_rounds = 0;
-    for (int rank = 0; rank < world_.size(); ++rank) {
-      const auto share = share_of(costs, rank, world_.size());
+    const auto& dp = mesh_.dp();  // ranks that split a layer score the same batches
+    for (int rank = 0; rank < dp.size(); ++rank) {
+      const auto share = share_of(costs, rank, dp.size());
       num_rounds = std::max(num_rounds, share.end - share.begin);
     }
-    const auto share = share_of(costs, world_.rank(), world_.size());
+    const auto share = share_of(costs, dp.rank(), dp.size());
     Progress progress("evaluate " + config_.prompt, static_cast<std::int64_t>(questions_.size() - known_.size()), "questions", world_.rank() == 0);
     Scores scores;
     for (std::size_t round = 0; round < num_rounds; ++round) {
@@ -257,7 +272,7 @@ class Evaluation {
         score(members, scores);
         done = static_cast<std::int64_t>(members.size());
       });
-      progress.advance(comm::all_reduce(done, comm::ReduceOp::kSum, world_));
+      progress.advance(comm::all_reduce(done, comm::ReduceOp::kSum, dp));
       const auto stop = comm::all_reduce(static_cast<std::int64_t>(stop_requested() ? 1 : 0), comm::ReduceOp::kMax, world_);
       comm::agree_or_throw(world_, stop == 0, ErrorCode::kRequeue, "evaluation stopped on request; run the same command again");
     }
@@ -333,6 +348,8 @@ class Evaluation {
                       {"answer", model_.info.at("answer")},
                       {"scored", num_scored_},
                       {"ranks", world_.size()},
+                      {"llm_tp", split_.llm.size()},
+                      {"encoder_tp", split_.encoder.size()},
                       {"seconds", seconds}};
     if (config_.max_new_tokens > 1) {
       result.details["output_tokens_per_question"] = static_cast<double>(num_tokens_) / count;
@@ -359,7 +376,9 @@ class Evaluation {
   }
 
   const std::vector<EvaluateConfig>& variants_;
+  comm::Mesh mesh_;
   const comm::Communicator& world_;
+  AlignedSplit split_;
   EvaluateConfig config_;  ///< the variant that is answered
   Prompt prompt_;
   models::GenerateOptions generate_;

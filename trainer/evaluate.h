@@ -11,6 +11,7 @@
 #include "data/batch.h"
 #include "data/question.h"
 #include "models/llm/generate.h"
+#include "trainer/config.h"
 #include "trainer/result.h"
 
 namespace uqa::trainer {
@@ -33,7 +34,11 @@ struct EvaluateConfig {
   bool audit_options = false;      ///< also with the options rotated 1, 2 and 3 places: result.details["option_audit"], see option_audit.h
   bool cache_responses = true;     ///< read and extend RUN/eval/responses.bin: what the same weights answered before is not asked again
   std::int64_t num_threads = 0;    ///< OpenMP threads of one rank; 0: cores of the host / ranks on it
+  std::int64_t tp = 1;             ///< ranks that split each layer of encoder and LLM; > 0
+  std::int64_t llm_tp = 0;         ///< of the LLM; 0: tp
+  std::int64_t encoder_tp = 0;     ///< of the encoder; 0: tp
   bool overwrite = false;          ///< replace an earlier evaluation
+  [[nodiscard]] ParallelConfig parallel() const;
   void validate() const;           ///< Error(kConfig) naming the field
   /// Without the tokens that end an answer.
   [[nodiscard]] models::GenerateOptions generate_options() const;

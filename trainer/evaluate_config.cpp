@@ -22,6 +22,15 @@ void EvaluateConfig::validate() const {
   UQA_CHECK(sample_seed >= 0, ErrorCode::kConfig, "sample_seed = {}, must be >= 0; change --sample_seed", sample_seed);
   generate_options().validate();
   UQA_CHECK(num_threads >= 0, ErrorCode::kConfig, "num_threads = {}, must be >= 0 (0: cores of the host / ranks on it); change --num_threads", num_threads);
+  parallel().validate();
+}
+
+ParallelConfig EvaluateConfig::parallel() const {
+  ParallelConfig parallel;
+  parallel.tp = tp;
+  parallel.llm_tp = llm_tp;
+  parallel.encoder_tp = encoder_tp;
+  return parallel;
 }
 
 models::GenerateOptions EvaluateConfig::generate_options() const {

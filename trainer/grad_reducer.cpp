@@ -19,6 +19,25 @@ constexpr std::int64_t kAlignElements = 16;
 
 using models::ShardAxis;
 constexpr std::size_t kNumAxes = 4;  // of ShardAxis
+
+double squares_of(const Tensor& x) {
+  const double norm = at::linalg_vector_norm(x, 2, at::OptionalIntArrayRef{}, false, at::kDouble).item<double>();
+  return norm * norm;
+}
+
+/// Sum of squares in which the ranks that hold copies of a range share it.
+double counted_squares(const Tensor& gradient, const models::ParameterLayout& layout) {
+  const auto& ranges = layout.ranges;
+  if (std::ranges::all_of(ranges, [](const auto& range) { return range.copies == 1; })) return squares_of(gradient);
+  double squares = 0;
+  std::int64_t begin = 0;
+  for (const auto& range : ranges) {
+    squares += squares_of(gradient.narrow(layout.dim, begin, range.length)) / range.copies;
+    begin += range.length;
+  }
+  return squares;
+}
+
 std::size_t index_of(ShardAxis axis) { return static_cast<std::size_t>(axis); }
 
 std::vector<NamedParameter> replicated(const std::vector<Tensor>& tensors) {
@@ -209,9 +228,8 @@ double GradReducer::global_norm() const {
   std::array<bool, kNumAxes> present{};
   for (std::size_t i = 0; i < state.views.size(); ++i) {
     // One parameter at a time, so that the sum does not depend on how the buckets were cut.
-    const double norm = at::linalg_vector_norm(state.views[i], 2, at::OptionalIntArrayRef{}, false, at::kDouble).item<double>();
     const auto& layout = state.parameters[i].layout;
-    squares[index_of(layout.axis)] += norm * norm / layout.copies;
+    squares[index_of(layout.axis)] += counted_squares(state.views[i], layout);
     present[index_of(layout.axis)] = true;
   }
   double sum = 0;

@@ -5,7 +5,7 @@
 #include <vector>
 
 #include "comm/communicator.h"
-#include "models/parallel/layout.h"
+#include "models/parallel/sliced.h"
 
 namespace uqa::trainer {
 
@@ -21,5 +21,10 @@ struct NamedParameter {
 /// The ranges of every parameter on every rank, by rank and position in `tensors`; empty for replicated ones. Collective where some parameter
 /// is cut.
 [[nodiscard]] std::vector<std::vector<std::vector<models::SliceRange>>> exchange_ranges(const std::vector<NamedParameter>& tensors, const comm::Communicator& world);
+/// The whole parameter, gathered over the axis that it is cut over; new storage, the same on all ranks. Collective over that axis.
+[[nodiscard]] inline Tensor whole_of(const NamedParameter& parameter, const comm::Mesh& mesh) {
+  const bool table = parameter.layout.axis == models::ShardAxis::kTable;
+  return models::whole_of(parameter.tensor, parameter.layout, table ? mesh.table() : mesh.tp());
+}
 
 }  // namespace uqa::trainer

@@ -38,8 +38,10 @@ struct PretrainTask::Impl {
   data::Splits splits;
   models::UserModelConfig model_config;
   models::UserModel model{nullptr};
+  Json split;              ///< how the encoder lies on the ranks
   double mean_length = 1;  ///< of a training history: attention's share of the FLOPs
   [[nodiscard]] bool bf16() const { return config.loop.train.dtype == "bf16"; }
+  void open(PretrainConfig given);
 
   std::optional<Validation> evaluate(const std::vector<data::Span>& spans, const comm::Mesh& mesh) {
     if (spans.empty()) return std::nullopt;
@@ -52,9 +54,25 @@ struct PretrainTask::Impl {
 };
 
 PretrainTask::PretrainTask(PretrainConfig config, const comm::Mesh& mesh) : impl_(std::make_unique<Impl>()) {
-  config.validate();
   auto& s = *impl_;
-  s.config = std::move(config);
+  // Agreed before ranks meet in the model: a tensor-parallel one splits their group.
+  comm::run_agreed(mesh.world(), [&] { s.open(std::move(config)); });
+  const auto tp = models::tensor_parallel(mesh.tp(), s.config.loop.parallel.encoder_degree(), "parallel.tp");
+  comm::run_agreed(mesh.world(), [&] {
+    const auto& parallel = s.config.loop.parallel;
+    models::TableSharding sharding;
+    if (parallel.tables == "sharded") sharding = {.table = mesh.table(), .tp = mesh.tp(), .min_rows = parallel.table_min_rows};
+    s.model = models::UserModel(s.model_config, sharding, tp);
+    s.model->init_weights(static_cast<std::uint64_t>(s.config.loop.train.seed));
+    if (s.config.model.sasrec_same_start) copy_first_attention(*s.model);
+    s.split = describe_split(s.model_config.encoder, tp);
+  });
+}
+
+void PretrainTask::Impl::open(PretrainConfig given) {
+  given.validate();
+  auto& s = *this;
+  s.config = std::move(given);
   s.data = data::Dataset::open(s.config.data, s.config.read == "map" ? data::ReadMode::kMap : data::ReadMode::kRead);
   s.num_features = s.data.schema().features.size();
   if (!s.config.features.empty()) s.data = s.data.with_features(s.config.features);
@@ -63,12 +81,6 @@ PretrainTask::PretrainTask(PretrainConfig config, const comm::Mesh& mesh) : impl
   s.model_config = resolve(s.config.model, s.data.schema());
   UQA_CHECK(s.model_config.encoder != "hstu" || s.model_config.hstu.bias != "position_time" || !s.data.timestamps(0, 0, 1).empty(), ErrorCode::kConfig,
             "model.hstu.bias = position_time, but data {} has no timestamps; choose --model.hstu.bias position or none, or import a log with times", s.config.data);
-  const auto& parallel = s.config.loop.parallel;
-  models::TableSharding sharding;
-  if (parallel.tables == "sharded") sharding = {.table = mesh.table(), .tp = mesh.tp(), .min_rows = parallel.table_min_rows};
-  s.model = models::UserModel(s.model_config, sharding);
-  s.model->init_weights(static_cast<std::uint64_t>(s.config.loop.train.seed));
-  if (s.config.model.sasrec_same_start) copy_first_attention(*s.model);
   double rows = 0;
   for (const auto& span : s.splits.train) rows += static_cast<double>(span.end - span.begin - 1);
   s.mean_length = rows / static_cast<double>(std::max<std::size_t>(s.splits.train.size(), 1));
@@ -83,7 +95,8 @@ std::vector<NamedParameter> PretrainTask::parameters() const {
   const auto layouts = models::layouts_of(*impl_->model);
   for (const auto& parameter : impl_->model->named_parameters()) {
     const auto layout = layouts.find(parameter.key());
-    parameters.push_back({parameter.key(), parameter.value(), 1, layout == layouts.end() ? models::ParameterLayout{} : layout->second});
+    parameters.push_back(
+        {.name = parameter.key(), .tensor = parameter.value(), .layout = layout == layouts.end() ? models::ParameterLayout{} : layout->second});
   }
   return parameters;
 }
@@ -205,6 +218,7 @@ void PretrainTask::save_model(const fs::path& directory, const comm::Mesh& mesh)
 const data::Dataset& PretrainTask::dataset() const { return impl_->data; }
 const data::Splits& PretrainTask::splits() const { return impl_->splits; }
 models::UserModel PretrainTask::model() const { return impl_->model; }
+Json PretrainTask::encoder_split() const { return impl_->split; }
 
 Deviations PretrainTask::deviations() const { return pretrain_deviations(impl_->config, impl_->num_features - impl_->data.schema().features.size()); }
 
@@ -217,6 +231,7 @@ Json run_pretrain(const PretrainConfig& config, const comm::Mesh& mesh, RunDirec
   Json info = describe_run(mesh);
   const auto deviations = task->deviations();
   info["deviations"] = deviations.to_json();
+  info["encoder_split"] = task->encoder_split();
   info["data"] = {{"path", config.data},
                   {"digest", task->dataset().digest()},
                   {"users", task->dataset().num_users()},

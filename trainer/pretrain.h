@@ -31,6 +31,10 @@ struct LoadedUserModel {
 };
 /// Reads model.json and model.safetensors. Every tensor must be there with its shape: Error(kData) naming file and tensor.
 [[nodiscard]] LoadedUserModel load_user_model(const fs::path& run_directory);
+/// Keeps this rank's part of the model. Collective over tp.comm. Error(kConfig) where the degree does not fit.
+void split_over(LoadedUserModel& loaded, const models::TensorParallel& tp);
+/// Says once, in the log, where an encoder is not split although tp > 1. -> what run.json holds.
+[[nodiscard]] Json describe_split(const std::string& encoder, const models::TensorParallel& tp);
 
 [[nodiscard]] Json to_json(const models::UserModelConfig& config);
 [[nodiscard]] models::UserModelConfig user_model_config_from_json(const Json& json, const std::string& what);
@@ -113,7 +117,8 @@ class PretrainTask : public TrainingTask {
   [[nodiscard]] double held_out_loss(const std::vector<data::Span>& spans, const comm::Mesh& mesh);
   [[nodiscard]] const data::Dataset& dataset() const;
   [[nodiscard]] const data::Splits& splits() const;
-  [[nodiscard]] models::UserModel model() const;
+  [[nodiscard]] models::UserModel model() const;                 ///< this rank's part
+  [[nodiscard]] Json encoder_split() const;                      ///< describe_split()
   /// How this run differs from the reference implementation; stored in run.json.
   [[nodiscard]] Deviations deviations() const;
 

@@ -1,4 +1,5 @@
 // The trained user encoder on disk, and packed batches as its input.
+#include "core/log.h"
 #include "models/tensor_io.h"
 #include "trainer/pretrain.h"
 
@@ -105,6 +106,23 @@ LoadedUserModel load_user_model(const fs::path& run_directory) {
   models::load_state_dict(*loaded.model, models::load_tensors(weights_path), weights_path.string());
   loaded.model->eval();
   return loaded;
+}
+
+void split_over(LoadedUserModel& loaded, const models::TensorParallel& tp) {
+  if (tp.size() == 1) return;
+  models::UserModel part(loaded.config, models::TableSharding{}, tp);
+  models::load_full_state(*part, models::state_dict(*loaded.model), "encoder");
+  part->eval();
+  loaded.model = part;
+}
+
+Json describe_split(const std::string& encoder, const models::TensorParallel& tp) {
+  const bool split = tp.size() > 1 && models::splits_over_ranks(encoder);
+  if (tp.size() > 1 && !split) {
+    log::info("trainer", "{} is computed whole by each of the {} tensor-parallel ranks: split, its recurrence would need a collective at every time step", encoder,
+              tp.size());
+  }
+  return {{"tp", tp.size()}, {"split", split}};
 }
 
 }  // namespace uqa::trainer

@@ -132,7 +132,8 @@ std::pair<Tensor, models::PackedLayout> UserStates::select(std::span<const std::
   return {rows_RH.index_select(0, at::tensor(rows, at::kLong)).to(at::kFloat), std::move(layout)};
 }
 
-UserStates compute_user_states(models::UserModel model, const data::Dataset& data, const std::vector<data::Span>& spans, StateView view, const comm::Communicator& comm) {
+UserStates compute_user_states(models::UserModel model, const data::Dataset& data, const std::vector<data::Span>& spans, StateView view, const comm::Communicator& comm,
+                               const models::TensorParallel& tp) {
   const auto histories = distinct_histories(spans);
   // Groups do not depend on the number of ranks, so neither do the bits of a state.
   const auto groups = group_by_rows(histories.lengths, kBatchRows);
@@ -151,10 +152,10 @@ UserStates compute_user_states(models::UserModel model, const data::Dataset& dat
     const at::NoGradGuard no_grad;
     const bool was_training = model->is_training();
     model->eval();
-    const auto share = share_of(costs, comm.rank(), comm.size());
+    const auto share = share_of(costs, comm.rank() / tp.size(), comm.size() / tp.size());
     std::vector<Tensor> parts{at::empty({0, model->config().hidden}, type_of(view))};
     for (std::size_t g = share.begin; g < share.end; ++g) parts.push_back(states_of(*model, data, histories, groups[g], view));
-    mine_RH = at::cat(parts, 0);
+    mine_RH = at::cat(tp.rank() == 0 ? parts : std::vector<Tensor>{parts.front()}, 0);  // ranks of a group have the same
     model->train(was_training);
   });
   auto states = laid_out(histories, view);
@@ -163,7 +164,8 @@ UserStates compute_user_states(models::UserModel model, const data::Dataset& dat
 }
 
 UserStates cached_user_states(const StateCacheConfig& cache, const std::string& encoder_digest, models::UserModel model, const data::Dataset& data,
-                              const std::vector<data::Span>& spans, StateView view, const comm::Communicator& comm) {
+                              const std::vector<data::Span>& spans, StateView view, const comm::Communicator& comm,
+                              const models::TensorParallel& tp) {
   const auto histories = distinct_histories(spans);
   auto states = laid_out(histories, view);
   const std::int64_t rows = states.ends.empty() ? 0 : states.ends.back();
@@ -182,7 +184,7 @@ UserStates cached_user_states(const StateCacheConfig& cache, const std::string& 
     log::info("align", "states of {} histories read from {}: the encoder does not run", histories.distinct.size(), cache.users);
     return states;
   }
-  states = compute_user_states(std::move(model), data, spans, view, comm);
+  states = compute_user_states(std::move(model), data, spans, view, comm, tp);
   log::info("align", "{} states of {} histories, {}", models::name_of(view), histories.distinct.size(), bytes_text(bytes));
   if (in_file) {
     comm::run_agreed(comm, [&] {

@@ -34,10 +34,11 @@ struct UserStates {
 };
 
 /// Runs each distinct (user, begin, end) of `spans` once, in eval mode without gradient. Batches are fixed by the spans alone, so equal
-/// spans in an equal order give equal bits on any number of ranks, which share the work. Collective over `comm`; every rank gets all.
+/// spans in an equal order give equal bits on any number of ranks, which share the work: each group of `tp`, consecutive ranks of `comm` over which
+/// the model is split, takes some. Collective over `comm`; every rank gets all.
 /// Error(kData) for a span that the data set does not have.
 [[nodiscard]] UserStates compute_user_states(models::UserModel model, const data::Dataset& data, const std::vector<data::Span>& spans, models::StateView view,
-                                             const comm::Communicator& comm);
+                                             const comm::Communicator& comm, const models::TensorParallel& tp = {});
 
 /// Where states are kept between runs.
 struct StateCacheConfig {
@@ -48,6 +49,7 @@ struct StateCacheConfig {
 /// Reads `cache.users` if that file exists, else computes and, where it is a file, rank 0 writes it. The file names the encoder, the data and
 /// the spans it was made for: Error(kConfig) if they are others, or if the states would take more than max_bytes. Collective over `comm`.
 [[nodiscard]] UserStates cached_user_states(const StateCacheConfig& cache, const std::string& encoder_digest, models::UserModel model, const data::Dataset& data,
-                                            const std::vector<data::Span>& spans, models::StateView view, const comm::Communicator& comm);
+                                            const std::vector<data::Span>& spans, models::StateView view, const comm::Communicator& comm,
+                                            const models::TensorParallel& tp = {});
 
 }  // namespace uqa::trainer

@@ -6,10 +6,11 @@
 #include "core/error.h"
 #include "models/init.h"
 #include "models/layers/dropout.h"
-#include "models/layers/linear.h"
 #include "models/layers/silu_attention.h"
+#include "models/parallel/linear.h"
+#include "models/parallel/norm.h"
 
-// T packed rows, H width, N heads, A width of a head's q and k, L width of its u and v, P = 2 N (L + A).
+// T packed rows, H width, N heads of this rank, A width of a head's q and k, L width of its u and v, P = 2 N (L + A).
 
 namespace uqa::models {
 namespace {
@@ -34,10 +35,14 @@ class RelativeBiasImpl : public torch::nn::Module {
         uses_position_(config.hstu.bias != "none"),
         uses_time_(config.hstu.bias == "position_time") {}
 
-  [[nodiscard]] AttentionBias of(const Scoring& scoring) const {
+  /// The heads share the weights, and `comm` has the heads.
+  [[nodiscard]] AttentionBias of(const Scoring& scoring, const comm::Communicator& comm) const {
+    if (uses_time_) {
+      const auto shared = copy_all_to({pos_w, ts_w}, comm);
+      return {.position_w = shared[0], .time_w = shared[1], .buckets = scoring.buckets};
+    }
     AttentionBias bias;
-    if (uses_position_) bias.position_w = pos_w;
-    if (uses_time_) bias = {.position_w = pos_w, .time_w = ts_w, .buckets = scoring.buckets};
+    if (uses_position_) bias.position_w = copy_to(pos_w, comm);
     return bias;
   }
 
@@ -48,40 +53,53 @@ class RelativeBiasImpl : public torch::nn::Module {
 };
 TORCH_MODULE(RelativeBias);
 
-class LayerImpl : public torch::nn::Module {
+class LayerImpl : public SlicedModule {
  public:
-  LayerImpl(const UserModelConfig& config, std::int64_t index)
-      : num_heads_(config.num_heads),
+  LayerImpl(const UserModelConfig& config, std::int64_t index, const TensorParallel& tp)
+      : heads_(cut(config.num_heads, tp, "model.num_heads")),
         linear_dim_(config.hstu_linear_dim()),
         attention_dim_(config.hstu_attention_dim()),
         index_(index),
-        dropout_(config.dropout) {
-    uvqk = register_parameter("_uvqk", at::zeros({config.hidden, 2 * num_heads_ * (linear_dim_ + attention_dim_)}));
-    o = register_module("_o", Linear(num_heads_ * linear_dim_, config.hidden, Bias::kYes));
+        dropout_(config.dropout),
+        comm_(tp.comm) {
+    const auto values = config.num_heads * linear_dim_, keys = config.num_heads * attention_dim_;
+    const auto my_values = widened(heads_, linear_dim_), my_keys = widened(heads_, attention_dim_);
+    std::vector<Stretch> columns;
+    const auto add = [&](std::int64_t before, const SliceRange& mine) {
+      columns.push_back({.range = {.begin = before + mine.begin, .length = mine.length}, .sharers = {}});
+    };
+    add(0, my_values);
+    add(values, my_values);
+    add(2 * values, my_keys);
+    add(2 * values + keys, my_keys);
+    uvqk = add_sliced("_uvqk", {config.hidden, 2 * (values + keys)}, 1, columns, tp);
+    o = register_module("_o", RowParallelLinear(values, config.hidden, Bias::kYes, my_values, tp));
     rel_attn_bias = register_module("_rel_attn_bias", RelativeBias(config));
   }
 
   [[nodiscard]] Tensor forward(const Tensor& x_TH, const PackedLayout& layout, const Scoring& scoring, const DropoutContext& context) {
-    const auto num_rows = x_TH.size(0), value_width = num_heads_ * linear_dim_, key_width = num_heads_ * attention_dim_;
-    auto projected_TP = at::mm(plain_norm(x_TH), uvqk);
+    const auto num_rows = x_TH.size(0), num_heads = heads_.length, value_width = num_heads * linear_dim_, key_width = num_heads * attention_dim_;
+    auto projected_TP = at::mm(copy_to(plain_norm(x_TH), comm_), uvqk.local());
     if (projected_TP.scalar_type() == at::kBFloat16) projected_TP = projected_TP.to(at::kFloat);  // attention takes no bfloat16
     const auto parts = at::silu(projected_TP).split_with_sizes({value_width, value_width, key_width, key_width}, 1);
-    const auto v_TNL = parts[1].view({num_rows, num_heads_, linear_dim_});
-    const auto q_TNA = parts[2].view({num_rows, num_heads_, attention_dim_}), k_TNA = parts[3].view({num_rows, num_heads_, attention_dim_});
-    const auto attended_TNL = silu_attention(q_TNA, k_TNA, v_TNL, layout, scoring.scales, rel_attn_bias->of(scoring));
-    auto gated_TF = parts[0] * plain_norm(attended_TNL.flatten(1));
-    if (is_training()) gated_TF = dropout(gated_TF, dropout_, dropout_key(context, index_, DropoutSite::kAttentionOutput), layout);
+    const auto v_TNL = parts[1].view({num_rows, num_heads, linear_dim_});
+    const auto q_TNA = parts[2].view({num_rows, num_heads, attention_dim_}), k_TNA = parts[3].view({num_rows, num_heads, attention_dim_});
+    const auto attended_TNL = silu_attention(q_TNA, k_TNA, v_TNL, layout, scoring.scales, rel_attn_bias->of(scoring, comm_));
+    auto gated_TF = parts[0] * parallel_layer_norm(attended_TNL.flatten(1), kNormEps, comm_);
+    if (is_training()) gated_TF = dropout(gated_TF, dropout_, dropout_key(context, index_, DropoutSite::kAttentionOutput), layout, heads_.begin * linear_dim_);
     return x_TH + o->forward(gated_TF);
   }
 
-  Tensor uvqk;
-  Linear o{nullptr};
+  SlicedParameter uvqk;
+  RowParallelLinear o{nullptr};
   RelativeBias rel_attn_bias{nullptr};
 
  private:
-  std::int64_t num_heads_, linear_dim_, attention_dim_;
+  SliceRange heads_;  ///< of this rank
+  std::int64_t linear_dim_, attention_dim_;
   std::int64_t index_;
   double dropout_;
+  comm::Communicator comm_;
 };
 TORCH_MODULE(Layer);
 
@@ -97,11 +115,11 @@ struct HstuImpl::Modules {
   bool uses_time = false;
 };
 
-HstuImpl::HstuImpl(const UserModelConfig& config) : modules_(std::make_shared<Modules>()) {
+HstuImpl::HstuImpl(const UserModelConfig& config, const TensorParallel& tp) : modules_(std::make_shared<Modules>()) {
   const auto hstu = register_module("_hstu", std::make_shared<Names>());
   const auto layers = hstu->register_module("_attention_layers", std::make_shared<Names>());
   for (std::int64_t i = 0; i < config.num_layers; ++i) {
-    modules_->layers.push_back(layers->register_module(std::to_string(i), Layer(config, i)));
+    modules_->layers.push_back(layers->register_module(std::to_string(i), Layer(config, i, tp)));
   }
   modules_->max_len = config.max_len;
   modules_->divides_by_max_len = config.hstu.norm == "max_len";
@@ -132,9 +150,9 @@ void HstuImpl::init_weights(std::uint64_t seed, const std::string& prefix) {
   for (std::size_t i = 0; i < modules_->layers.size(); ++i) {
     const auto& layer = modules_->layers[i];
     const auto name = prefix + "_hstu._attention_layers." + std::to_string(i) + ".";
-    init_normal_(layer->uvqk, seed, name + "_uvqk", kStd);
-    init_xavier_uniform_(layer->o->weight, seed, name + "_o.weight");
-    init_uniform_(layer->o->bias, seed, name + "_o.bias", 1 / std::sqrt(static_cast<double>(layer->o->weight.size(1))));
+    layer->uvqk.init([&](const Tensor& full) { init_normal_(full, seed, name + "_uvqk", kStd); });
+    layer->o->weight.init([&](const Tensor& full) { init_xavier_uniform_(full, seed, name + "_o.weight"); });
+    init_uniform_(layer->o->bias, seed, name + "_o.bias", 1 / std::sqrt(static_cast<double>(layer->o->weight.full_shape()[1])));
     init_normal_(layer->rel_attn_bias->ts_w, seed, name + "_rel_attn_bias._ts_w", kStd);
     init_normal_(layer->rel_attn_bias->pos_w, seed, name + "_rel_attn_bias._pos_w", kStd);
   }

@@ -12,7 +12,7 @@ namespace uqa::models {
 /// LayerNorms, which have no parameters, take 1e-6.
 class HstuImpl : public EncoderImpl {
  public:
-  explicit HstuImpl(const UserModelConfig& config);
+  explicit HstuImpl(const UserModelConfig& config, const TensorParallel& tp = {});
   /// With the bias "position_time", row t also depends on the timestamp of the row that follows it (models/layers/silu_attention.h).
   /// Error(kConfig) if the batch then has no timestamps, Error(kData) if it has not one a row.
   [[nodiscard]] Tensor forward(const Tensor& x_TH, const PackedLayout& layout, const DropoutContext& context) override;

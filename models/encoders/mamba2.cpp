@@ -2,15 +2,18 @@
 
 #include <cmath>
 
+#include "core/error.h"
 #include "models/init.h"
 #include "models/layers/causal_conv.h"
 #include "models/layers/dropout.h"
 #include "models/layers/gated_norm.h"
-#include "models/layers/linear.h"
 #include "models/layers/norm.h"
 #include "models/layers/ssd_scan.h"
+#include "models/parallel/linear.h"
+#include "models/parallel/norm.h"
 
-// T packed rows, H width, I inner width, C channels of the convolution (x, B and C), K taps, M heads of the scan.
+// T packed rows, H width, I inner width, C channels of the convolution (x, B and C), K taps, M heads of the scan; I, C and M of this rank where
+// heads are split over ranks.
 
 namespace uqa::models {
 namespace {
@@ -23,48 +26,119 @@ SsdSizes sizes_of(const UserModelConfig& config) {
           .chunk = config.mamba2.chunk};
 }
 
+/// What a rank has of the scan: its heads, and the groups whose B and C they read.
+struct HeadSplit {
+  SsdSizes full, own;
+  SliceRange heads, groups;
+  comm::Communicator group;  ///< ranks that share a group of heads: B, C and the norm's statistics; a group of one where each has whole groups
+};
+
+/// Whole groups on each rank, or several ranks to a group. Collective where ranks share groups. Error(kConfig) with both numbers.
+HeadSplit split_heads(const UserModelConfig& config, const TensorParallel& tp) {
+  HeadSplit split{.full = sizes_of(config), .own = {}, .heads = {}, .groups = {}, .group = {}};
+  const auto num_groups = split.full.num_groups;
+  split.heads = cut(split.full.num_heads, tp, "heads of mamba2 (mamba2.expand * hidden / mamba2.head_dim)");
+  UQA_CHECK(num_groups % tp.size() == 0 || tp.size() % num_groups == 0, ErrorCode::kConfig,
+            "model.mamba2.num_groups = {}, must be a multiple or a divisor of the tensor-parallel degree {}; change it or --parallel.tp", num_groups, tp.size());
+  if (num_groups % tp.size() == 0) {
+    split.groups = even_range(num_groups, tp.rank(), tp.size());
+  } else {
+    const auto ranks_of_group = tp.size() / static_cast<int>(num_groups);
+    split.groups = {.begin = tp.rank() / ranks_of_group, .length = 1};
+    split.group = tp.comm.split(tp.rank() / ranks_of_group, tp.rank(), "tp_group");
+  }
+  split.own = split.full;
+  split.own.num_heads = split.heads.length;
+  split.own.num_groups = split.groups.length;
+  return split;
+}
+
+/// This rank's channels, behind `before` others: x of its heads, B and C of its groups.
+std::vector<Stretch> channels_of(const HeadSplit& split, std::int64_t before) {
+  const auto x = widened(split.heads, split.full.head_dim), bc = widened(split.groups, split.full.state_size);
+  const auto b_begin = before + split.full.inner(), c_begin = b_begin + split.full.num_groups * split.full.state_size;
+  return {{.range = {.begin = before + x.begin, .length = x.length}, .sharers = {}},
+          {.range = {.begin = b_begin + bc.begin, .length = bc.length}, .sharers = split.group},
+          {.range = {.begin = c_begin + bc.begin, .length = bc.length}, .sharers = split.group}};
+}
+
 /// Parameters of torch.nn.Conv1d with groups = channels.
-struct DepthwiseConvImpl : torch::nn::Module {
-  DepthwiseConvImpl(std::int64_t num_channels, std::int64_t num_taps)
-      : weight(register_parameter("weight", at::zeros({num_channels, 1, num_taps}))), bias(register_parameter("bias", at::zeros({num_channels}))) {}
-  Tensor weight, bias;
+struct DepthwiseConvImpl : SlicedModule {
+  DepthwiseConvImpl(const HeadSplit& split, std::int64_t num_taps, const TensorParallel& tp)
+      : weight(add_sliced("weight", {split.full.channels(), 1, num_taps}, 0, channels_of(split, 0), tp)),
+        bias(add_sliced("bias", {split.full.channels()}, 0, channels_of(split, 0), tp)) {}
+  SlicedParameter weight, bias;
 };
 TORCH_MODULE(DepthwiseConv);
 
-struct MixerImpl : torch::nn::Module {
-  explicit MixerImpl(const UserModelConfig& config)
-      : sizes(sizes_of(config)),
-        in_proj(register_module("in_proj", Linear(config.hidden, sizes.inner() + sizes.channels() + sizes.num_heads, Bias::kNo))),
-        conv1d(register_module("conv1d", DepthwiseConv(sizes.channels(), config.mamba2.conv_kernel))),
-        dt_bias(register_parameter("dt_bias", at::zeros({sizes.num_heads}))),
-        a_log(register_parameter("A_log", at::zeros({sizes.num_heads}))),
-        skip(register_parameter("D", at::ones({sizes.num_heads}))),
-        norm(register_module("norm", GatedRmsNorm(sizes.inner(), sizes.num_groups, config.norm_eps))),
-        out_proj(register_module("out_proj", Linear(sizes.inner(), config.hidden, Bias::kNo))) {}
+/// The rows of in_proj: gate z, channels, time steps.
+struct InProjectionImpl : SlicedModule {
+  InProjectionImpl(const UserModelConfig& config, const HeadSplit& split, const TensorParallel& tp) {
+    const auto& full = split.full;
+    const auto z = widened(split.heads, full.head_dim);
+    std::vector<Stretch> rows{{.range = z, .sharers = {}}};
+    for (const auto& stretch : channels_of(split, full.inner())) rows.push_back(stretch);
+    rows.push_back({.range = {.begin = full.inner() + full.channels() + split.heads.begin, .length = split.heads.length}, .sharers = {}});
+    weight = add_sliced("weight", {full.inner() + full.channels() + full.num_heads, config.hidden}, 0, rows, tp);
+  }
+  SlicedParameter weight;
+};
+TORCH_MODULE(InProjection);
+
+struct HeadNormImpl : SlicedModule {
+  HeadNormImpl(const HeadSplit& split, double eps_in, const TensorParallel& tp)
+      : weight(add_sliced("weight", {split.full.inner()}, 0, {{.range = widened(split.heads, split.full.head_dim), .sharers = {}}}, tp)),
+        num_groups(split.own.num_groups),
+        eps(eps_in),
+        group(split.group) {}
+  [[nodiscard]] Tensor forward(const Tensor& y_TI, const Tensor& z_TI) const {
+    if (group.size() == 1) return gated_rms_norm(y_TI, z_TI, weight.tensor(), num_groups, eps);
+    return parallel_rms_norm(y_TI * at::silu(z_TI), eps, group) * weight.tensor();
+  }
+  SlicedParameter weight;
+  std::int64_t num_groups;
+  double eps;
+  comm::Communicator group;
+};
+TORCH_MODULE(HeadNorm);
+
+struct MixerImpl : SlicedModule {
+  MixerImpl(const UserModelConfig& config, const HeadSplit& split, const TensorParallel& tp) : sizes(split.own), comm(tp.comm) {
+    const auto per_head = [&](const char* name) { return add_sliced(name, {split.full.num_heads}, 0, {{.range = split.heads, .sharers = {}}}, tp); };
+    in_proj = register_module("in_proj", InProjection(config, split, tp));
+    conv1d = register_module("conv1d", DepthwiseConv(split, config.mamba2.conv_kernel, tp));
+    dt_bias = per_head("dt_bias");
+    a_log = per_head("A_log");
+    skip = per_head("D");
+    norm = register_module("norm", HeadNorm(split, config.norm_eps, tp));
+    out_proj = register_module("out_proj", RowParallelLinear(split.full.inner(), config.hidden, Bias::kNo, widened(split.heads, split.full.head_dim), tp));
+  }
 
   [[nodiscard]] Tensor forward(const Tensor& x_TH, const PackedLayout& layout) {
+    const auto weights = local_tensors({&in_proj->weight, &conv1d->weight, &conv1d->bias});
     // Under bf16 autocast the projection's output is bfloat16; what follows is computed in float32.
-    const auto projected = in_proj->forward(x_TH).to(at::kFloat).split_with_sizes({sizes.inner(), sizes.channels(), sizes.num_heads}, 1);
-    const auto xbc_TC = causal_conv_silu(projected[1], conv1d->weight, conv1d->bias, layout);
-    const auto dt_TM = at::softplus(projected[2] + dt_bias);
-    const auto y_TI = ssd_scan(xbc_TC, dt_TM, -a_log.exp(), skip, layout, sizes);
+    const auto projected = at::linear(copy_to(x_TH, comm), weights[0]).to(at::kFloat).split_with_sizes({sizes.inner(), sizes.channels(), sizes.num_heads}, 1);
+    const auto xbc_TC = causal_conv_silu(projected[1], weights[1], weights[2], layout);
+    const auto dt_TM = at::softplus(projected[2] + dt_bias.tensor());
+    const auto y_TI = ssd_scan(xbc_TC, dt_TM, -a_log.tensor().exp(), skip.tensor(), layout, sizes);
     return out_proj->forward(norm->forward(y_TI, projected[0]));
   }
 
-  SsdSizes sizes;  // first: the modules are sized by it
-  Linear in_proj;
-  DepthwiseConv conv1d;
-  Tensor dt_bias, a_log, skip;
-  GatedRmsNorm norm;
-  Linear out_proj;
+  SsdSizes sizes;  ///< of this rank
+  InProjection in_proj{nullptr};
+  DepthwiseConv conv1d{nullptr};
+  SlicedParameter dt_bias, a_log, skip;
+  HeadNorm norm{nullptr};
+  RowParallelLinear out_proj{nullptr};
+  comm::Communicator comm;
 };
 TORCH_MODULE(Mixer);
 
 class LayerImpl : public torch::nn::Module {
  public:
-  LayerImpl(const UserModelConfig& config, std::int64_t index)
+  LayerImpl(const UserModelConfig& config, std::int64_t index, const HeadSplit& split, const TensorParallel& tp)
       : norm(register_module("norm", RmsNorm(config.hidden, config.norm_eps))),
-        mixer(register_module("mixer", Mixer(config))),
+        mixer(register_module("mixer", Mixer(config, split, tp))),
         index_(index),
         dropout_(config.dropout) {}
 
@@ -107,10 +181,11 @@ struct Mamba2Impl::Modules {
   std::vector<Layer> layers;
 };
 
-Mamba2Impl::Mamba2Impl(const UserModelConfig& config) : modules_(std::make_shared<Modules>()) {
+Mamba2Impl::Mamba2Impl(const UserModelConfig& config, const TensorParallel& tp) : modules_(std::make_shared<Modules>()) {
+  const auto split = split_heads(config, tp);
   const auto layers = register_module("layers", std::make_shared<Names>());
   for (std::int64_t i = 0; i < config.num_layers; ++i) {
-    modules_->layers.push_back(layers->register_module(std::to_string(i), Layer(config, i)));
+    modules_->layers.push_back(layers->register_module(std::to_string(i), Layer(config, i, split, tp)));
   }
 }
 
@@ -127,16 +202,16 @@ void Mamba2Impl::init_weights(std::uint64_t seed, const std::string& prefix) {
     const auto& layer = modules_->layers[i];
     const auto& mixer = layer->mixer;
     const auto name = prefix + "layers." + std::to_string(i) + ".mixer.";
-    init_linear_default_(mixer->in_proj->weight, Tensor(), seed, name + "in_proj");
-    const double conv_bound = 1 / std::sqrt(static_cast<double>(mixer->conv1d->weight.size(2)));  // torch.nn.Conv1d's default
-    init_uniform_(mixer->conv1d->weight, seed, name + "conv1d.weight", conv_bound);
-    init_uniform_(mixer->conv1d->bias, seed, name + "conv1d.bias", conv_bound);
-    init_dt_bias_(mixer->dt_bias, seed, name + "dt_bias");
-    init_a_log_(mixer->a_log, seed, name + "A_log");
-    mixer->skip.fill_(1);
-    const double out_bound = residual_scale / std::sqrt(static_cast<double>(mixer->out_proj->weight.size(1)));
-    init_uniform_(mixer->out_proj->weight, seed, name + "out_proj.weight", out_bound);
-    mixer->norm->weight.fill_(1);
+    mixer->in_proj->weight.init([&](const Tensor& full) { init_linear_default_(full, Tensor(), seed, name + "in_proj"); });
+    const double conv_bound = 1 / std::sqrt(static_cast<double>(mixer->conv1d->weight.full_shape()[2]));  // torch.nn.Conv1d's default
+    mixer->conv1d->weight.init([&](const Tensor& full) { init_uniform_(full, seed, name + "conv1d.weight", conv_bound); });
+    mixer->conv1d->bias.init([&](const Tensor& full) { init_uniform_(full, seed, name + "conv1d.bias", conv_bound); });
+    mixer->dt_bias.init([&](const Tensor& full) { init_dt_bias_(full, seed, name + "dt_bias"); });
+    mixer->a_log.init([&](const Tensor& full) { init_a_log_(full, seed, name + "A_log"); });
+    mixer->skip.tensor().fill_(1);
+    const double out_bound = residual_scale / std::sqrt(static_cast<double>(mixer->out_proj->weight.full_shape()[1]));
+    mixer->out_proj->weight.init([&](const Tensor& full) { init_uniform_(full, seed, name + "out_proj.weight", out_bound); });
+    mixer->norm->weight.tensor().fill_(1);
     layer->norm->weight.fill_(1);
   }
 }

@@ -10,7 +10,7 @@ namespace uqa::models {
 /// `dropout` is applied to every block's output; the reference has none.
 class Mamba2Impl : public EncoderImpl {
  public:
-  explicit Mamba2Impl(const UserModelConfig& config);
+  explicit Mamba2Impl(const UserModelConfig& config, const TensorParallel& tp = {});
   [[nodiscard]] Tensor forward(const Tensor& x_TH, const PackedLayout& layout, const DropoutContext& context) override;
   void init_weights(std::uint64_t seed, const std::string& prefix) override;
 

@@ -10,7 +10,7 @@ namespace uqa::models {
 /// linear1, linear2, norm1, norm2}, norm.
 class SasrecImpl : public EncoderImpl {
  public:
-  explicit SasrecImpl(const UserModelConfig& config);
+  explicit SasrecImpl(const UserModelConfig& config, const TensorParallel& tp = {});
   [[nodiscard]] Tensor forward(const Tensor& x_TH, const PackedLayout& layout, const DropoutContext& context) override;
   void init_weights(std::uint64_t seed, const std::string& prefix) override;
 

@@ -4,10 +4,10 @@
 
 #include "models/init.h"
 #include "models/layers/dropout.h"
-#include "models/layers/linear.h"
 #include "models/layers/norm.h"
 #include "models/layers/packed_attention.h"
 #include "models/layers/rope.h"
+#include "models/parallel/linear.h"
 
 // T packed rows, H width, N heads, D head width, F width of the gated MLP.
 
@@ -16,54 +16,67 @@ namespace {
 
 class RotaryAttentionImpl : public torch::nn::Module {
  public:
-  explicit RotaryAttentionImpl(const UserModelConfig& config)
-      : q_proj(register_module("q_proj", Linear(config.hidden, config.hidden, Bias::kNo))),
-        k_proj(register_module("k_proj", Linear(config.hidden, config.hidden, Bias::kNo))),
-        v_proj(register_module("v_proj", Linear(config.hidden, config.hidden, Bias::kNo))),
-        o_proj(register_module("o_proj", Linear(config.hidden, config.hidden, Bias::kNo))),
-        num_heads_(config.num_heads),
-        dropout_(config.attention_dropout) {}
+  RotaryAttentionImpl(const UserModelConfig& config, const TensorParallel& tp)
+      : heads_(cut(config.num_heads, tp, "model.num_heads")), head_dim_(config.hidden / config.num_heads), dropout_(config.attention_dropout), comm_(tp.comm) {
+    const auto features = widened(heads_, head_dim_);
+    const auto column = [&] { return ColumnParallelLinear(config.hidden, config.hidden, Bias::kNo, features, tp); };
+    q_proj = register_module("q_proj", column());
+    k_proj = register_module("k_proj", column());
+    v_proj = register_module("v_proj", column());
+    o_proj = register_module("o_proj", RowParallelLinear(config.hidden, config.hidden, Bias::kNo, features, tp));
+  }
 
   [[nodiscard]] Tensor forward(const Tensor& x_TH, const PackedLayout& layout, const RopeAngles& angles, std::uint64_t key) {
-    const auto head_dim = x_TH.size(1) / num_heads_;
-    const auto heads = [&](const Linear& projection) { return projection->forward(x_TH).view({x_TH.size(0), num_heads_, head_dim}); };
+    const auto in_TH = copy_to(x_TH, comm_);
+    const auto heads = [&](const ColumnParallelLinear& projection) { return projection->forward(in_TH).view({x_TH.size(0), heads_.length, head_dim_}); };
     PackedDropout drop;
-    if (is_training() && dropout_ > 0) drop = {.p = dropout_, .key = key, .sample_ids = layout.sample_ids};
+    if (is_training() && dropout_ > 0) drop = {.p = dropout_, .key = key, .sample_ids = layout.sample_ids, .first_head = heads_.begin};
     const auto out_TND = packed_attention(apply_rope(heads(q_proj), angles), apply_rope(heads(k_proj), angles), heads(v_proj),
-                                          layout.causal_blocks(), 1 / std::sqrt(static_cast<double>(head_dim)), drop);
+                                          layout.causal_blocks(), 1 / std::sqrt(static_cast<double>(head_dim_)), drop);
     return o_proj->forward(out_TND.flatten(1));
   }
 
-  Linear q_proj, k_proj, v_proj, o_proj;
+  ColumnParallelLinear q_proj{nullptr}, k_proj{nullptr}, v_proj{nullptr};
+  RowParallelLinear o_proj{nullptr};
 
  private:
-  std::int64_t num_heads_;
+  SliceRange heads_;  ///< of this rank
+  std::int64_t head_dim_;
   double dropout_;
+  comm::Communicator comm_;
 };
 TORCH_MODULE(RotaryAttention);
 
 class GatedMlpImpl : public torch::nn::Module {
  public:
-  explicit GatedMlpImpl(const UserModelConfig& config)
-      : up_proj_g(register_module("up_proj_g", Linear(config.hidden, config.resolved_inner(), Bias::kNo))),
-        up_proj_x(register_module("up_proj_x", Linear(config.hidden, config.resolved_inner(), Bias::kNo))),
-        down_proj(register_module("down_proj", Linear(config.resolved_inner(), config.hidden, Bias::kNo))) {}
-
-  [[nodiscard]] Tensor forward(const Tensor& x_TH) {
-    return down_proj->forward(at::silu(up_proj_g->forward(x_TH)) * up_proj_x->forward(x_TH));
+  GatedMlpImpl(const UserModelConfig& config, const TensorParallel& tp) : comm_(tp.comm) {
+    const auto inner = cut(config.resolved_inner(), tp, "model.inner");
+    const auto column = [&] { return ColumnParallelLinear(config.hidden, config.resolved_inner(), Bias::kNo, inner, tp); };
+    up_proj_g = register_module("up_proj_g", column());
+    up_proj_x = register_module("up_proj_x", column());
+    down_proj = register_module("down_proj", RowParallelLinear(config.resolved_inner(), config.hidden, Bias::kNo, inner, tp));
   }
 
-  Linear up_proj_g, up_proj_x, down_proj;
+  [[nodiscard]] Tensor forward(const Tensor& x_TH) {
+    const auto in_TH = copy_to(x_TH, comm_);
+    return down_proj->forward(at::silu(up_proj_g->forward(in_TH)) * up_proj_x->forward(in_TH));
+  }
+
+  ColumnParallelLinear up_proj_g{nullptr}, up_proj_x{nullptr};
+  RowParallelLinear down_proj{nullptr};
+
+ private:
+  comm::Communicator comm_;
 };
 TORCH_MODULE(GatedMlp);
 
 class LayerImpl : public torch::nn::Module {
  public:
-  LayerImpl(const UserModelConfig& config, std::int64_t index)
+  LayerImpl(const UserModelConfig& config, std::int64_t index, const TensorParallel& tp)
       : norm1(register_module("norm1", RmsNorm(config.hidden, config.norm_eps))),
-        attn(register_module("attn", RotaryAttention(config))),
+        attn(register_module("attn", RotaryAttention(config, tp))),
         norm2(register_module("norm2", RmsNorm(config.hidden, config.norm_eps))),
-        mlp(register_module("mlp", GatedMlp(config))),
+        mlp(register_module("mlp", GatedMlp(config, tp))),
         index_(index),
         dropout_(config.dropout) {}
 
@@ -98,10 +111,10 @@ struct TrmPlusImpl::Modules {
   double rope_base = 0;
 };
 
-TrmPlusImpl::TrmPlusImpl(const UserModelConfig& config) : modules_(std::make_shared<Modules>()) {
+TrmPlusImpl::TrmPlusImpl(const UserModelConfig& config, const TensorParallel& tp) : modules_(std::make_shared<Modules>()) {
   const auto layers = register_module("layers", std::make_shared<Names>());
   for (std::int64_t i = 0; i < config.num_layers; ++i) {
-    modules_->layers.push_back(layers->register_module(std::to_string(i), Layer(config, i)));
+    modules_->layers.push_back(layers->register_module(std::to_string(i), Layer(config, i, tp)));
   }
   modules_->head_dim = config.hidden / config.num_heads;
   modules_->rope_base = config.rope_base;
@@ -121,8 +134,8 @@ void TrmPlusImpl::init_weights(std::uint64_t seed, const std::string& prefix) {
   for (std::size_t i = 0; i < modules_->layers.size(); ++i) {
     const auto& layer = modules_->layers[i];
     const auto name = prefix + "layers." + std::to_string(i) + ".";
-    const auto normal = [&](const Linear& linear, const char* part, double std_dev) {
-      init_normal_(linear->weight, seed, name + part + ".weight", std_dev);
+    const auto normal = [&](const auto& linear, const char* part, double std_dev) {
+      linear->weight.init([&](const Tensor& full) { init_normal_(full, seed, name + part + ".weight", std_dev); });
     };
     normal(layer->attn->q_proj, "attn.q_proj", kStd);
     normal(layer->attn->k_proj, "attn.k_proj", kStd);

@@ -9,7 +9,7 @@ namespace uqa::models {
 /// Parameters: layers.<i>.{norm1, attn.{q,k,v,o}_proj, norm2, mlp.{up_proj_g, up_proj_x, down_proj}}.weight.
 class TrmPlusImpl : public EncoderImpl {
  public:
-  explicit TrmPlusImpl(const UserModelConfig& config);
+  explicit TrmPlusImpl(const UserModelConfig& config, const TensorParallel& tp = {});
   [[nodiscard]] Tensor forward(const Tensor& x_TH, const PackedLayout& layout, const DropoutContext& context) override;
   void init_weights(std::uint64_t seed, const std::string& prefix) override;
 

@@ -51,6 +51,7 @@ void draw_group(std::uint64_t key, std::uint32_t first_counter, std::uint32_t la
 
 struct DropoutRows : torch::CustomClassHolder {
   std::vector<std::int64_t> sample_of_row, position_of_row;
+  std::int64_t first_feature = 0;
 };
 
 /// Multiplies rows of x by their factors into y; also used for the gradient, whose map is the same.
@@ -61,7 +62,8 @@ void apply_factors(const T* x, T* y, std::int64_t num_rows, std::int64_t width, 
     std::vector<float> factors(static_cast<std::size_t>(width));
     for (std::int64_t t = begin; t < end; ++t) {
       const auto row = static_cast<std::size_t>(t);
-      dropout_factors(key, {.sample_id = rows.sample_of_row[row], .position = rows.position_of_row[row]}, p, factors.data(), width);
+      dropout_factors(key, {.sample_id = rows.sample_of_row[row], .position = rows.position_of_row[row]}, p, factors.data(), width,
+                      rows.first_feature);
       const T* in = x + t * width;
       T* out = y + t * width;
       for (std::int64_t j = 0; j < width; ++j) out[j] = static_cast<T>(in[j] * static_cast<T>(factors[static_cast<std::size_t>(j)]));
@@ -104,23 +106,27 @@ std::uint64_t dropout_key(const DropoutContext& context, std::int64_t layer, Dro
   return mix_key(key, static_cast<std::uint64_t>(site));
 }
 
-void dropout_factors(std::uint64_t key, const DropoutRow& row, double p, float* factors, std::int64_t n) {
+void dropout_factors(std::uint64_t key, const DropoutRow& row, double p, float* factors, std::int64_t n, std::int64_t first_element) {
   const std::uint64_t counter_hi = static_cast<std::uint64_t>(row.sample_id) << 24 | static_cast<std::uint64_t>(row.position);
   const auto threshold = static_cast<std::uint32_t>(std::lround(p * 0x1p16));
   const auto keep_factor = static_cast<float>(1.0 / (1.0 - threshold * 0x1p-16));  // of the rate as drawn: the mean stays exact
   const auto draw = [&](std::int64_t first, float* out) {
     draw_group(key, static_cast<std::uint32_t>(first / 8), static_cast<std::uint32_t>(row.lane), counter_hi, threshold, keep_factor, out);
   };
-  std::int64_t first = 0;
-  for (; first + kGroup <= n; first += kGroup) draw(first, factors + first);
-  if (first < n) {
-    float last[kGroup];
-    draw(first, last);
-    std::copy(last, last + (n - first), factors + first);
+  const std::int64_t end = first_element + n;
+  for (std::int64_t group = first_element / kGroup * kGroup; group < end; group += kGroup) {
+    if (group >= first_element && group + kGroup <= end) {
+      draw(group, factors + (group - first_element));
+      continue;
+    }
+    float part[kGroup];
+    draw(group, part);
+    const auto begin = std::max(group, first_element), last = std::min(group + kGroup, end);
+    std::copy(part + (begin - group), part + (last - group), factors + (begin - first_element));
   }
 }
 
-Tensor dropout(const Tensor& x_TF, double p, std::uint64_t key, const PackedLayout& layout) {
+Tensor dropout(const Tensor& x_TF, double p, std::uint64_t key, const PackedLayout& layout, std::int64_t first_feature) {
   if (p == 0) return x_TF;
   UQA_CHECK(p > 0 && p <= kMostDropped, ErrorCode::kConfig, "dropout = {}, must be in [0, {}]", p, kMostDropped);
   UQA_CHECK(x_TF.dim() == 2 && x_TF.size(0) == layout.num_rows(), ErrorCode::kInternal, "dropout: {} rows for a layout of {}", x_TF.size(0),
@@ -128,6 +134,7 @@ Tensor dropout(const Tensor& x_TF, double p, std::uint64_t key, const PackedLayo
   UQA_CHECK(layout.sample_ids.size() + 1 == layout.cu_seqlens.size(), ErrorCode::kInternal,
             "dropout: {} sample ids for {} sequences, one each is required", layout.sample_ids.size(), layout.num_sequences());
   auto rows = c10::make_intrusive<DropoutRows>();
+  rows->first_feature = first_feature;
   rows->sample_of_row.reserve(static_cast<std::size_t>(layout.num_rows()));
   rows->position_of_row.reserve(static_cast<std::size_t>(layout.num_rows()));
   for (std::size_t b = 0; b < layout.sample_ids.size(); ++b) {

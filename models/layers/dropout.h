@@ -24,11 +24,12 @@ struct DropoutRow {
 /// Largest rate that can be drawn.
 inline constexpr double kMostDropped = 0.999;
 
-/// Writes n factors: 0 with probability p (to the nearest 2^-16), else 1 / (1 - p). 0 <= p <= kMostDropped.
-void dropout_factors(std::uint64_t key, const DropoutRow& row, double p, float* factors, std::int64_t n);
+/// Writes the factors of elements [first, first + n) of a row: 0 with probability p (to the nearest 2^-16), else 1 / (1 - p). 0 <= p <= kMostDropped.
+void dropout_factors(std::uint64_t key, const DropoutRow& row, double p, float* factors, std::int64_t n, std::int64_t first = 0);
 
 /// Zeroes elements of x with probability p and scales the others by 1 / (1 - p); p = 0 returns x itself. Call it in
-/// training only. Shapes: x [T, F] float32, bfloat16 or float64, T = layout.num_rows() -> same.
-[[nodiscard]] Tensor dropout(const Tensor& x_TF, double p, std::uint64_t key, const PackedLayout& layout);
+/// training only. Shapes: x [T, F] float32, bfloat16 or float64, T = layout.num_rows() -> same. `first_feature`: what x's first column is in
+/// the whole layer, where x is a tensor-parallel rank's part.
+[[nodiscard]] Tensor dropout(const Tensor& x_TF, double p, std::uint64_t key, const PackedLayout& layout, std::int64_t first_feature = 0);
 
 }  // namespace uqa::models

@@ -170,7 +170,7 @@ const float* draw_factors(const AttentionPlan& plan, std::size_t block, std::int
                           std::vector<float>& buffer) {
   if (plan.dropout.p == 0) return nullptr;
   buffer.resize(static_cast<std::size_t>(n));
-  dropout_factors(plan.dropout.key, {.sample_id = plan.dropout.sample_ids[block], .position = row - plan.blocks[block].begin, .lane = head},
+  dropout_factors(plan.dropout.key, {.sample_id = plan.dropout.sample_ids[block], .position = row - plan.blocks[block].begin, .lane = plan.dropout.first_head + head},
                   plan.dropout.p, buffer.data(), n);
   return buffer.data();
 }

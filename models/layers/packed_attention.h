@@ -13,6 +13,7 @@ struct PackedDropout {
   double p = 0;                           ///< in [0, 1)
   std::uint64_t key = 0;                  ///< dropout_key(...)
   std::vector<std::int64_t> sample_ids;   ///< one a block
+  std::int64_t first_head = 0;            ///< what query head 0 is in the whole layer, on a tensor-parallel rank
 };
 
 /// softmax(scale q k^T) v in every block, where a query row sees the rows of its block's ancestors and, causally, the block's own.

@@ -7,8 +7,9 @@
 #include "models/llm/decode_attention.h"
 #include "models/llm/functions.h"
 #include "models/llm/modules.h"
+#include "models/parallel/linear.h"
 
-// T rows, H residual width, N query heads, K key/value heads, D head width, C = (N + 2 K) D, V vocabulary.
+// T rows, H residual width, N query heads, K key/value heads, D head width, C = (N + 2 K) D, V vocabulary; N, K, C and V of this rank.
 
 namespace uqa::models {
 namespace {
@@ -50,8 +51,35 @@ std::map<std::string, std::vector<std::int64_t>> LlmConfig::weight_shapes() cons
   return shapes;
 }
 
-LlmImpl::LlmImpl(LlmConfig config, LlmOptions options)
-    : torch::nn::Module("llm"), config_(std::move(config)), options_(std::move(options)), modules_(std::make_shared<Modules>()) {
+LlmSplit LlmSplit::of(const LlmConfig& config, const TensorParallel& tp) {
+  const int size = tp.size();
+  const auto kv = config.num_kv_heads;
+  LlmSplit split{.heads = cut(config.num_heads, tp, "the LLM's num_attention_heads"),
+                 .kv_heads = {},
+                 .inner = cut(config.intermediate, tp, "the LLM's intermediate_size"),
+                 .vocab = even_range(config.vocab_size, tp.rank(), size),
+                 .kv_sharers = {}};
+  UQA_CHECK(kv % size == 0 || size % kv == 0, ErrorCode::kConfig,
+            "the LLM's num_key_value_heads = {}, must be a multiple or a divisor of the tensor-parallel degree {}; change --parallel.llm_tp", kv, size);
+  UQA_CHECK(config.vocab_size >= size, ErrorCode::kConfig, "the LLM's vocab_size = {}, must be at least the tensor-parallel degree {}; change --parallel.llm_tp",
+            config.vocab_size, size);
+  if (kv % size == 0) {
+    split.kv_heads = even_range(kv, tp.rank(), size);
+  } else {
+    const int ranks_of_head = size / static_cast<int>(kv);
+    split.kv_heads = {.begin = tp.rank() / ranks_of_head, .length = 1};
+    split.kv_sharers = tp.comm.split(tp.rank() / ranks_of_head, tp.rank(), "kv_head");
+  }
+  return split;
+}
+
+LlmImpl::LlmImpl(LlmConfig config, LlmOptions options, const TensorParallel& tp)
+    : torch::nn::Module("llm"),
+      config_(std::move(config)),
+      options_(std::move(options)),
+      tp_(tp),
+      split_(LlmSplit::of(config_, tp)),
+      modules_(std::make_shared<Modules>()) {
   UQA_CHECK(options_.dtype == at::kFloat || options_.dtype == at::kBFloat16, ErrorCode::kConfig, "LLM dtype = {}, must be float32 or bfloat16",
             c10::toString(options_.dtype));
   llm::validate(options_.lora);
@@ -59,60 +87,88 @@ LlmImpl::LlmImpl(LlmConfig config, LlmOptions options)
             "lora.rank = {} on an LLM that is trained as a whole, must be 0; freeze the LLM or drop LoRA", options_.lora.rank);
 
   const auto master = at::TensorOptions().dtype(at::kFloat);
-  const llm::LinearSettings settings{.dtype = options_.dtype, .trainable = options_.trainable, .lora = options_.lora};
+  const llm::LinearSettings settings{.dtype = options_.dtype, .trainable = options_.trainable, .lora = options_.lora, .tp = tp_};
   const auto plain = [&](std::int64_t size) { return at::zeros({size}, master).requires_grad_(options_.trainable); };
   const auto table = [&] {
-    return at::zeros({config_.vocab_size, config_.hidden}, master.dtype(options_.trainable ? at::kFloat : options_.dtype))
+    return at::zeros({split_.vocab.length, config_.hidden}, master.dtype(options_.trainable ? at::kFloat : options_.dtype))
         .requires_grad_(options_.trainable);
   };
   auto& trainable = modules_->trainable;
-  const auto add = [&](const std::string& name, const Tensor& tensor) {
-    if (tensor.defined() && tensor.requires_grad()) trainable.emplace_back(name, tensor);
+  const auto add = [&](const std::string& name, const Tensor& tensor, const ParameterLayout& layout) {
+    if (!tensor.defined() || !tensor.requires_grad()) return;
+    trainable.emplace_back(name, tensor);
+    if (layout.sharded()) modules_->layouts.emplace(name, layout);
   };
+  ParameterLayout table_layout;
+  if (tp_.size() > 1) table_layout = sliced(ShardAxis::kTp, {config_.vocab_size, config_.hidden}, 0, split_.vocab);
+  for (auto& range : table_layout.ranges) range.copies = tp_.replicas;
 
   modules_->embedding_VH = table();
-  add("model.embed_tokens.weight", modules_->embedding_VH);
-  const std::int64_t q_size = config_.num_heads * config_.head_dim, kv_size = config_.num_kv_heads * config_.head_dim;
+  add("model.embed_tokens.weight", modules_->embedding_VH, table_layout);
+  const std::int64_t dim = config_.head_dim, q_full = config_.num_heads * dim, kv_full = config_.num_kv_heads * dim;
+  const auto q_rows = widened(split_.heads, dim), kv_rows = widened(split_.kv_heads, dim);
+  const SliceRange whole{.begin = 0, .length = config_.hidden};
+  using llm::LinearSplit;
   for (std::int64_t i = 0; i < config_.num_layers; ++i) {
     auto& layer = modules_->layers.emplace_back();
     layer.input_norm_H = plain(config_.hidden);
     layer.attention_norm_H = plain(config_.hidden);
-    if (config_.qkv_bias) layer.qkv_bias_C = plain(q_size + 2 * kv_size);
-    layer.qkv = llm::FusedLinear({{.name = "self_attn.q_proj", .size = q_size, .weight_NK = {}, .a_RK = {}, .b_NR = {}},
-                                  {.name = "self_attn.k_proj", .size = kv_size, .weight_NK = {}, .a_RK = {}, .b_NR = {}},
-                                  {.name = "self_attn.v_proj", .size = kv_size, .weight_NK = {}, .a_RK = {}, .b_NR = {}}},
-                                 config_.hidden, settings);
-    layer.out = llm::FusedLinear({{.name = "self_attn.o_proj", .size = config_.hidden, .weight_NK = {}, .a_RK = {}, .b_NR = {}}}, q_size, settings);
-    layer.gate_up = llm::FusedLinear({{.name = "mlp.gate_proj", .size = config_.intermediate, .weight_NK = {}, .a_RK = {}, .b_NR = {}},
-                                      {.name = "mlp.up_proj", .size = config_.intermediate, .weight_NK = {}, .a_RK = {}, .b_NR = {}}},
-                                     config_.hidden, settings);
-    layer.down = llm::FusedLinear({{.name = "mlp.down_proj", .size = config_.hidden, .weight_NK = {}, .a_RK = {}, .b_NR = {}}},
-                                  config_.intermediate, settings);
+    if (config_.qkv_bias) layer.qkv_bias_C = plain(q_rows.length + 2 * kv_rows.length);
+    layer.qkv = llm::FusedLinear({llm::projection("self_attn.q_proj", q_rows, q_full), llm::projection("self_attn.k_proj", kv_rows, kv_full, split_.kv_sharers),
+                                  llm::projection("self_attn.v_proj", kv_rows, kv_full, split_.kv_sharers)},
+                                 whole, config_.hidden, LinearSplit::kColumns, settings);
+    layer.out = llm::FusedLinear({llm::projection("self_attn.o_proj", whole, config_.hidden)}, q_rows, q_full, LinearSplit::kRows, settings);
+    layer.gate_up = llm::FusedLinear(
+        {llm::projection("mlp.gate_proj", split_.inner, config_.intermediate), llm::projection("mlp.up_proj", split_.inner, config_.intermediate)}, whole,
+        config_.hidden, LinearSplit::kColumns, settings);
+    layer.down = llm::FusedLinear({llm::projection("mlp.down_proj", whole, config_.hidden)}, split_.inner, config_.intermediate, LinearSplit::kRows, settings);
 
     const auto prefix = fmt::format("model.layers.{}.", i);
-    add(prefix + "input_layernorm.weight", layer.input_norm_H);
-    add(prefix + "post_attention_layernorm.weight", layer.attention_norm_H);
-    add(prefix + "self_attn.qkv_proj.bias", layer.qkv_bias_C);
+    add(prefix + "input_layernorm.weight", layer.input_norm_H, {});
+    add(prefix + "post_attention_layernorm.weight", layer.attention_norm_H, {});
+    add(prefix + "self_attn.qkv_proj.bias", layer.qkv_bias_C, bias_layout());
     for (auto* linear : {&layer.qkv, &layer.out, &layer.gate_up, &layer.down}) {
       linear->init_lora(options_.seed, i);
       for (const auto& p : linear->projections()) {
-        add(prefix + p.name + ".weight", p.weight_NK);
-        add(fmt::format("lora.{}.{}.A", i, llm::target_of(p.name)), p.a_RK);
-        add(fmt::format("lora.{}.{}.B", i, llm::target_of(p.name)), p.b_NR);
+        add(prefix + p.name + ".weight", p.weight_NK, linear->weight_layout(p));
+        add(fmt::format("lora.{}.{}.A", i, llm::target_of(p.name)), p.a_RK, linear->a_layout(p));
+        add(fmt::format("lora.{}.{}.B", i, llm::target_of(p.name)), p.b_NR, linear->b_layout(p));
       }
     }
   }
   modules_->final_norm_H = plain(config_.hidden);
-  add("model.norm.weight", modules_->final_norm_H);
+  add("model.norm.weight", modules_->final_norm_H, {});
   modules_->head_VH = config_.tied_embeddings ? modules_->embedding_VH : table();
-  if (!config_.tied_embeddings) add("lm_head.weight", modules_->head_VH);
+  if (!config_.tied_embeddings) add("lm_head.weight", modules_->head_VH, table_layout);
   for (const auto& [name, tensor] : trainable) register_at(*this, name, tensor);
+}
+
+ParameterLayout LlmImpl::bias_layout() const {
+  if (tp_.size() == 1) return {};
+  const auto dim = config_.head_dim, q = config_.num_heads * dim, kv = config_.num_kv_heads * dim;
+  const auto q_rows = widened(split_.heads, dim), kv_rows = widened(split_.kv_heads, dim);
+  const int kv_copies = split_.kv_sharers.size() * tp_.replicas;
+  return {.axis = ShardAxis::kTp,
+          .global_shape = {q + 2 * kv},
+          .dim = 0,
+          .ranges = {{.begin = q_rows.begin, .length = q_rows.length, .copies = tp_.replicas},
+                     {.begin = q + kv_rows.begin, .length = kv_rows.length, .copies = kv_copies},
+                     {.begin = q + kv + kv_rows.begin, .length = kv_rows.length, .copies = kv_copies}}};
+}
+
+Tensor LlmImpl::bias_of(std::size_t index) const {
+  const auto& bias_C = modules_->layers[index].qkv_bias_C;
+  if (!bias_C.defined() || !bias_C.requires_grad() || split_.kv_sharers.size() == 1) return bias_C;
+  const auto q = split_.heads.length * config_.head_dim;
+  const auto shared = copy_all_to({bias_C.narrow(0, q, bias_C.size(0) - q)}, split_.kv_sharers);
+  return at::cat({bias_C.narrow(0, 0, q), shared[0]}, 0);
 }
 
 std::vector<std::pair<std::string, Tensor>> LlmImpl::trainable_parameters() const { return modules_->trainable; }
 const Tensor& LlmImpl::head_weight() const { return modules_->head_VH; }
+const std::map<std::string, ParameterLayout>& LlmImpl::trainable_layouts() const { return modules_->layouts; }
 
-Tensor LlmImpl::embed(const Tensor& ids_T) const { return at::embedding(modules_->embedding_VH, ids_T); }
+Tensor LlmImpl::embed(const Tensor& ids_T) const { return vocabulary_embedding(ids_T, modules_->embedding_VH, vocabulary()); }
 
 template <typename Attend>
 Tensor LlmImpl::run_layers(const Tensor& x_TH, const Tensor& positions_T, Attend&& attend) {
@@ -132,11 +188,12 @@ Tensor LlmImpl::run_layers(const Tensor& x_TH, const Tensor& positions_T, Attend
     auto& layer = modules_->layers[i];
     Tensor normed_TL;
     std::tie(h_TH, normed_TL) = llm::add_norm(h_TH, delta_TH, layer.input_norm_H, config_.norm_eps, dtype, layer.qkv.lora_columns());
-    const auto heads = llm::rope_heads(layer.qkv(normed_TL), layer.qkv_bias_C, rope, config_.num_heads, config_.num_kv_heads, config_.head_dim);
+    const auto heads = llm::rope_heads(layer.qkv(copy_to(normed_TL, tp_.comm)), bias_of(i), rope, split_.heads.length, split_.kv_heads.length,
+                                       config_.head_dim);
     const Tensor mixed_TND = attend(i, heads.q_TND, heads.k_TKD, heads.v_TKD);
-    delta_TH = layer.out(mixed_TND.reshape({rows, -1}));
+    delta_TH = reduce_from(layer.out(mixed_TND.reshape({rows, -1})), tp_.comm);
     std::tie(h_TH, normed_TL) = llm::add_norm(h_TH, delta_TH, layer.attention_norm_H, config_.norm_eps, dtype, layer.gate_up.lora_columns());
-    delta_TH = layer.down(llm::swiglu_activation(layer.gate_up(normed_TL), layer.down.lora_columns()));
+    delta_TH = reduce_from(layer.down(llm::swiglu_activation(layer.gate_up(copy_to(normed_TL, tp_.comm)), layer.down.lora_columns())), tp_.comm);
   }
   // The head is float32, so the last norm's output is not rounded.
   return llm::add_norm(h_TH, delta_TH, modules_->final_norm_H, config_.norm_eps, at::kFloat, 0).second;
@@ -171,7 +228,27 @@ Tensor LlmImpl::forward_next(const Tensor& x_AH, const Tensor& positions_A, Grow
   });
 }
 
-Tensor LlmImpl::logits(const Tensor& states_NH) {
+Tensor LlmImpl::logits(const Tensor& states_NH) { return gather_from(local_logits(copy_to(states_NH, tp_.comm)), tp_.comm); }
+
+Tensor LlmImpl::greedy_tokens(const Tensor& states_NH) {
+  const at::NoGradGuard no_grad;
+  auto tokens_N = at::empty({states_NH.size(0)}, at::kLong);
+  // Blocks of the whole vocabulary's size: every rank makes as many.
+  const std::int64_t block = vocabulary_block_rows(at::empty({config_.vocab_size, 0}), at::kFloat);
+  for (std::int64_t begin = 0; begin < states_NH.size(0); begin += block) {
+    const std::int64_t rows = std::min(block, states_NH.size(0) - begin);
+    tokens_N.narrow(0, begin, rows).copy_(vocabulary_argmax(local_logits(states_NH.narrow(0, begin, rows)), vocabulary()));
+  }
+  UQA_CHECK(tokens_N.ge(0).all().item<bool>(), ErrorCode::kNumeric,
+            "a logit of the LLM is not finite; align with a smaller optim.peak_lr, or evaluate with --dtype float32");
+  return tokens_N;
+}
+
+Tensor LlmImpl::token_log_probs(const Tensor& states_RH, const Tensor& rows_N, const Tensor& tokens_N) const {
+  return vocabulary_log_probs(states_RH, modules_->head_VH, vocabulary(), rows_N, tokens_N, options_.dtype);
+}
+
+Tensor LlmImpl::local_logits(const Tensor& states_NH) {
   const auto& head_VH = modules_->head_VH;
   const auto rows_NH = states_NH.to(at::kFloat);
   if (head_VH.scalar_type() == at::kFloat) return at::linear(rows_NH, head_VH);

@@ -51,6 +51,7 @@ Tensor next_tokens(LlmImpl& llm, const Tensor& states_BH, const GenerateOptions&
   const at::NoGradGuard no_grad;
   const std::int64_t size = states_BH.size(0);
   UQA_CHECK(options.temperature == 0 || static_cast<std::int64_t>(ids.size()) == size, ErrorCode::kInternal, "next_tokens: {} ids for {} states", ids.size(), size);
+  if (options.temperature == 0) return llm.greedy_tokens(states_BH);
   auto tokens_B = at::empty({size}, at::kLong);
   const std::int64_t block = std::max<std::int64_t>(1, kBlockBytes / (4 * llm.config().vocab_size));
   const auto key = stream_key(options.seed, "generate");
@@ -59,16 +60,11 @@ Tensor next_tokens(LlmImpl& llm, const Tensor& states_BH, const GenerateOptions&
     const auto logits_MV = llm.logits(states_BH.narrow(0, begin, rows));
     UQA_CHECK(logits_MV.isfinite().all().item<bool>(), ErrorCode::kNumeric,
               "a logit of the LLM is not finite; align with a smaller optim.peak_lr, or evaluate with --dtype float32");
-    auto tokens_M = tokens_B.narrow(0, begin, rows);
-    if (options.temperature == 0) {
-      tokens_M.copy_(logits_MV.argmax(1));
-      continue;
-    }
     std::vector<double> uniform;
     for (std::int64_t row = begin; row < begin + rows; ++row) {
       uniform.push_back(uniform_of(mix_key(key, ids[static_cast<std::size_t>(row)]), static_cast<std::uint64_t>(step)));
     }
-    tokens_M.copy_(draw(logits_MV, options.temperature, at::tensor(uniform, at::kDouble).unsqueeze(1)));
+    tokens_B.narrow(0, begin, rows).copy_(draw(logits_MV, options.temperature, at::tensor(uniform, at::kDouble).unsqueeze(1)));
   }
   return tokens_B;
 }

@@ -104,8 +104,24 @@ void validate(const LoraOptions& options) {
   }
 }
 
-FusedLinear::FusedLinear(std::vector<Projection> projections, std::int64_t in_features, const LinearSettings& settings)
-    : projections_(std::move(projections)), in_features_(in_features), settings_(settings) {
+Projection projection(std::string name, const SliceRange& rows, std::int64_t full_size, comm::Communicator sharers) {
+  Projection p;
+  p.name = std::move(name);
+  p.size = rows.length;
+  p.first = rows.begin;
+  p.full_size = full_size;
+  p.sharers = std::move(sharers);
+  return p;
+}
+
+FusedLinear::FusedLinear(std::vector<Projection> projections, const SliceRange& columns, std::int64_t full_in, LinearSplit split,
+                         const LinearSettings& settings)
+    : projections_(std::move(projections)),
+      in_features_(columns.length),
+      first_in_(columns.begin),
+      full_in_(full_in),
+      split_(split),
+      settings_(settings) {
   const auto& lora = settings_.lora;
   const auto master = at::TensorOptions().dtype(at::kFloat);
   if (lora.rank > 0) scale_ = (lora.alpha > 0 ? lora.alpha : 2.0 * static_cast<double>(lora.rank)) / static_cast<double>(lora.rank);
@@ -123,33 +139,53 @@ FusedLinear::FusedLinear(std::vector<Projection> projections, std::int64_t in_fe
   if (!settings_.trainable) weight_NL_ = at::zeros({rows, in_features_ + lora_columns_}, master.dtype(settings_.dtype));
 }
 
+std::vector<Tensor> FusedLinear::shared_ones(Tensor Projection::*member) const {
+  std::vector<Tensor> all, shared;
+  const comm::Communicator* sharers = nullptr;
+  for (const auto& p : projections_) {
+    if (!(p.*member).defined() || p.sharers.size() == 1) continue;
+    sharers = &p.sharers;  // of keys and values, which have the same
+    shared.push_back(p.*member);
+  }
+  if (sharers != nullptr) shared = copy_all_to(shared, *sharers);
+  std::size_t next = 0;
+  for (const auto& p : projections_) {
+    if ((p.*member).defined()) all.push_back(p.sharers.size() == 1 ? p.*member : shared[next++]);
+  }
+  return all;
+}
+
 Tensor FusedLinear::operator()(const Tensor& x_TL) {
+  const auto& comm = settings_.tp.comm;
   if (settings_.trainable) {
-    std::vector<Tensor> weights;
-    for (const auto& p : projections_) weights.push_back(p.weight_NK.to(settings_.dtype));
+    auto weights = shared_ones(&Projection::weight_NK);
+    for (auto& weight : weights) weight = weight.to(settings_.dtype);
     return at::linear(x_TL, weights.size() == 1 ? weights[0] : at::cat(weights, 0));
   }
-  std::vector<Tensor> a, b;
+  if (lora_columns_ == 0) return FrozenLinear::apply(x_TL, weight_NL_, std::nullopt, std::nullopt, in_features_, scale_, BlockList());
+  std::vector<Tensor> a;
   BlockList blocks;
   for (const auto& p : projections_) {
     if (p.lora_begin < 0) continue;
     a.push_back(p.a_RK);
-    b.push_back(p.b_NR);
     blocks.insert(blocks.end(), {p.lora_begin, settings_.lora.rank, p.begin, p.size});
   }
-  if (a.empty()) return FrozenLinear::apply(x_TL, weight_NL_, std::nullopt, std::nullopt, in_features_, scale_, blocks);
-  return FrozenLinear::apply(x_TL, weight_NL_, std::optional<Tensor>(at::cat(a, 0)), std::optional<Tensor>(at::cat(b, 0)), in_features_, scale_, blocks);
+  // Each rank sees its outputs' part of the gradient of a whole A, and its inputs' part of that of a whole B.
+  auto a_RK = at::cat(a, 0), b_NR = at::cat(shared_ones(&Projection::b_NR), 0);
+  (split_ == LinearSplit::kColumns ? a_RK : b_NR) = copy_to(split_ == LinearSplit::kColumns ? a_RK : b_NR, comm);
+  return FrozenLinear::apply(x_TL, weight_NL_, std::optional<Tensor>(a_RK), std::optional<Tensor>(b_NR), in_features_, scale_, blocks);
 }
 
 void FusedLinear::init_lora(std::uint64_t seed, std::int64_t layer) {
-  const float bound = 1.0f / std::sqrt(static_cast<float>(in_features_));
+  const float bound = 1.0f / std::sqrt(static_cast<float>(full_in_));
   for (auto& p : projections_) {
     if (p.lora_begin < 0) continue;
     const auto key = stream_key(seed, fmt::format("lora.{}.{}.A", layer, target_of(p.name)));
     auto* a = p.a_RK.mutable_data_ptr<float>();
     for (std::int64_t i = 0; i < p.a_RK.numel(); ++i) {
-      const auto words = philox(key, static_cast<std::uint64_t>(i) / 4);
-      a[i] = bound * (2.0f * uniform(words[static_cast<std::size_t>(i % 4)]) - 1.0f);
+      const auto element = i / in_features_ * full_in_ + first_in_ + i % in_features_;
+      const auto words = philox(key, static_cast<std::uint64_t>(element) / 4);
+      a[i] = bound * (2.0f * uniform(words[static_cast<std::size_t>(element % 4)]) - 1.0f);
     }
     const at::NoGradGuard no_grad;
     p.b_NR.zero_();
@@ -161,10 +197,38 @@ void FusedLinear::set_weight(const std::string& projection, const Tensor& weight
   for (auto& p : projections_) {
     if (p.name != projection) continue;
     auto target = settings_.trainable ? p.weight_NK : weight_NL_.narrow(0, p.begin, p.size).narrow(1, 0, in_features_);
-    target.copy_(weight_NK);
+    target.copy_(weight_NK.narrow(0, p.first, p.size).narrow(1, first_in_, in_features_));
     return;
   }
   UQA_FAIL(ErrorCode::kInternal, "projection '{}' is not part of this linear layer", projection);
+}
+
+ParameterLayout FusedLinear::rows_layout(const Projection& p, std::int64_t width) const {
+  if (p.size == p.full_size) return {};
+  return {.axis = ShardAxis::kTp,
+          .global_shape = {p.full_size, width},
+          .dim = 0,
+          .ranges = {{.begin = p.first, .length = p.size, .copies = p.sharers.size() * settings_.tp.replicas}}};
+}
+
+ParameterLayout FusedLinear::weight_layout(const Projection& p) const {
+  if (split_ == LinearSplit::kColumns) return rows_layout(p, full_in_);
+  if (in_features_ == full_in_) return {};
+  return {.axis = ShardAxis::kTp,
+          .global_shape = {p.full_size, full_in_},
+          .dim = 1,
+          .ranges = {{.begin = first_in_, .length = in_features_, .copies = settings_.tp.replicas}}};
+}
+
+ParameterLayout FusedLinear::a_layout(const Projection& p) const {
+  if (split_ == LinearSplit::kColumns || in_features_ == full_in_) return {};
+  auto layout = weight_layout(p);
+  layout.global_shape[0] = settings_.lora.rank;
+  return layout;
+}
+
+ParameterLayout FusedLinear::b_layout(const Projection& p) const {
+  return split_ == LinearSplit::kColumns ? rows_layout(p, settings_.lora.rank) : ParameterLayout{};
 }
 
 Tensor FusedLinear::merged_weight(const Projection& p) const {

@@ -59,6 +59,9 @@ Tensor next_token_loss(LlmImpl& llm, const Tensor& states_TH, const Tensor& labe
     UQA_CHECK(smallest >= 0 && largest < llm.config().vocab_size, ErrorCode::kData, "label = {}, must be -100 or in [0, {})",
               smallest < 0 ? smallest : largest, llm.config().vocab_size);
   }
+  if (llm.tp().size() > 1) {
+    return -llm.token_log_probs(states_TH.index_select(0, rows_M).to(at::kFloat), at::arange(labels_M.numel(), at::kLong), labels_M).sum();
+  }
   const auto& head_VH = llm.head_weight();
   const bool grad = at::GradMode::is_enabled();
   return HeadLoss::apply(states_TH.index_select(0, rows_M), head_VH, labels_M, llm.options().dtype, grad && states_TH.requires_grad(),

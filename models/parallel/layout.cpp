@@ -7,7 +7,7 @@
 namespace uqa::models {
 
 ParameterLayout sliced(ShardAxis axis, std::vector<std::int64_t> global_shape, std::int64_t dim, SliceRange range) {
-  return {.axis = axis, .global_shape = std::move(global_shape), .dim = dim, .ranges = {range}, .copies = 1};
+  return {.axis = axis, .global_shape = std::move(global_shape), .dim = dim, .ranges = {range}};
 }
 
 SliceRange even_range(std::int64_t size, int rank, int num_ranks) {
@@ -27,10 +27,10 @@ std::vector<std::int64_t> global_shape_of(const Tensor& tensor, const ParameterL
 void check_layout(const std::string& name, const Tensor& tensor, const ParameterLayout& layout) {
   if (!layout.sharded()) return;
   const auto& shape = layout.global_shape;
-  bool fits = (layout.dim == 0 || layout.dim == 1) && static_cast<std::int64_t>(shape.size()) == tensor.dim() && layout.dim < tensor.dim() && layout.copies >= 1;
+  bool fits = (layout.dim == 0 || layout.dim == 1) && static_cast<std::int64_t>(shape.size()) == tensor.dim() && layout.dim < tensor.dim();
   std::int64_t length = 0;
   for (const auto& range : layout.ranges) {
-    fits = fits && range.length >= 0 && range.begin >= 0 && range.begin <= shape[static_cast<std::size_t>(layout.dim)] - range.length;
+    fits = fits && range.copies >= 1 && range.length >= 0 && range.begin >= 0 && range.begin <= shape[static_cast<std::size_t>(layout.dim)] - range.length;
     length += range.length;
   }
   for (std::int64_t d = 0; fits && d < tensor.dim(); ++d) fits = tensor.size(d) == (d == layout.dim ? length : shape[static_cast<std::size_t>(d)]);

@@ -25,7 +25,8 @@ enum class ShardAxis {
 /// Positions [begin, begin + length) of a dimension.
 struct SliceRange {
   std::int64_t begin = 0, length = 0;
-  friend bool operator==(const SliceRange&, const SliceRange&) = default;
+  int copies = 1;  ///< ranks of the axis that hold it (KV heads, where tp exceeds their number); each has its whole gradient
+  friend bool operator==(const SliceRange& a, const SliceRange& b) { return a.begin == b.begin && a.length == b.length; }
 };
 
 /// Of one parameter on one rank. Equal on all ranks but for `ranges`.
@@ -36,7 +37,6 @@ struct ParameterLayout {
   /// Parts of `dim` that this rank's tensor holds one after the other. One as a rule; three for a stacked q, k, v matrix cut by heads; an
   /// empty one (length 0) on a rank without any. Distinct ranges of different ranks do not overlap and together cover the dimension.
   std::vector<SliceRange> ranges = {};
-  int copies = 1;                               ///< ranks of the axis that hold these same ranges (KV heads, where tp exceeds their number)
   [[nodiscard]] bool sharded() const { return axis != ShardAxis::kReplicated; }
 };
 

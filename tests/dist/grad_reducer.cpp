@@ -104,7 +104,7 @@ TEST(GradReducer, SumsEachLayoutOverItsOwnAxisAndCountsSlicesOnceInTheNorm) {
       const auto [columns_part, columns_layout] = slice(columns_by_tp, models::ShardAxis::kTp, 1, mesh.tp());
       const auto [table_part, table_layout] = slice(table, models::ShardAxis::kTable, 0, mesh.table());
       auto copied_layout = models::sliced(models::ShardAxis::kTp, {2, 2}, 0, {0, 2});
-      copied_layout.copies = mesh.tp().size();
+      copied_layout.ranges.front().copies = mesh.tp().size();
       add(table_part, table_layout, group_factor, group_sum);
       add(whole, {}, dp_factor, dp_sum);
       add(rows_part, rows_layout, dp_factor, dp_sum);

@@ -53,7 +53,8 @@ TEST(LoopConfig, NamesTheFieldThatIsWrong) {
   EXPECT_NE(message_of([](LoopConfig& c) { c.optim.schedule = "step"; }).find("optim.schedule = step"), std::string::npos);
   EXPECT_NE(message_of([](LoopConfig& c) { c.optim.warmup_fraction = 1; }).find("optim.warmup_fraction = 1"), std::string::npos);
   EXPECT_NE(message_of([](LoopConfig& c) { c.batch.global_users = 0; }).find("batch.global_users = 0"), std::string::npos);
-  EXPECT_NE(message_of([](LoopConfig& c) { c.parallel.tp = 2; }).find("parallel.tp = 2"), std::string::npos);
+  EXPECT_NE(message_of([](LoopConfig& c) { c.parallel.tp = 0; }).find("parallel.tp = 0"), std::string::npos);
+  EXPECT_NE(message_of([](LoopConfig& c) { c.parallel.llm_tp = 3, c.parallel.encoder_tp = 2; }).find("parallel.llm_tp = 3 and parallel.encoder_tp = 2"), std::string::npos);
   EXPECT_NE(message_of([](LoopConfig& c) { c.checkpoint.keep = 0; }).find("checkpoint.keep = 0"), std::string::npos);
   EXPECT_NE(message_of([](LoopConfig& c) { c.train.dtype = "fp8"; }).find("train.dtype = fp8"), std::string::npos);
   EXPECT_EQ(message_of([](LoopConfig&) {}), "accepted");

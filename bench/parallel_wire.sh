@@ -19,7 +19,10 @@ while [ $# -gt 0 ]; do
     *) echo "parallel_wire.sh: unknown option '$1'; see --help" >&2; exit 2 ;;
   esac
 done
-. scripts/mpi_env.sh
+scripts/setup.sh
+cmake --preset release >/dev/null
+[ "$uqa" != build/release/uqa ] || cmake --build --preset release --target uqa -- --quiet
+source scripts/mpi_env.sh
 
 model=(--catalogue published --encoder trm_plus --users 4 --model.hidden=512 --model.num_layers=4 --model.num_heads=4 --model.inner=1536
        --model.max_len=512 --model.item_dim=128 --model.feature_dim=64 --num_threads=1)

@@ -30,6 +30,20 @@ Interval wilson_interval(std::int64_t correct, std::int64_t n, double confidence
   return {correct == 0 ? 0.0 : centre - half, correct == n ? 1.0 : centre + half};
 }
 
+Interval mean_proportion_interval(const std::vector<Proportion>& proportions, double confidence) {
+  UQA_CHECK(!proportions.empty(), ErrorCode::kInternal, "mean_proportion_interval needs a proportion");
+  double mean = 0, below = 0, above = 0;
+  for (const auto& [correct, n] : proportions) {
+    const double p = n == 0 ? 0.5 : static_cast<double>(correct) / static_cast<double>(n);
+    const auto interval = wilson_interval(correct, n, confidence);
+    mean += p;
+    below += (p - interval.low) * (p - interval.low);
+    above += (interval.high - p) * (interval.high - p);
+  }
+  const double count = static_cast<double>(proportions.size());
+  return {std::max(0.0, (mean - std::sqrt(below)) / count), std::min(1.0, (mean + std::sqrt(above)) / count)};
+}
+
 double mcnemar_exact_p(std::int64_t only_first, std::int64_t only_second) {
   const std::int64_t n = only_first + only_second, least = std::min(only_first, only_second);
   if (n == 0) return 1;

@@ -13,6 +13,14 @@ struct Interval {
 /// Wilson score interval of a proportion (E. B. Wilson, JASA 1927). `n` 0 gives [0, 1].
 [[nodiscard]] Interval wilson_interval(std::int64_t correct, std::int64_t n, double confidence = 0.95);
 
+/// A proportion with its counts.
+struct Proportion {
+  std::int64_t correct = 0, n = 0;
+};
+/// Interval of the unweighted mean of independent proportions: the distances of their Wilson limits, squared and added (MOVER; Newcombe, Statistics in
+/// Medicine 1998; Zou and Donner, Statistics in Medicine 2008). Of one proportion it is Wilson's. At least one.
+[[nodiscard]] Interval mean_proportion_interval(const std::vector<Proportion>& proportions, double confidence = 0.95);
+
 /// Exact two-sided McNemar test from the discordant counts (binomial with p = 1/2).
 [[nodiscard]] double mcnemar_exact_p(std::int64_t only_first, std::int64_t only_second);
 

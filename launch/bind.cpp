@@ -36,6 +36,7 @@ void bind(OptionSet& options, trainer::LoopConfig& config) {
   options.add("train.log_every_steps", &train.log_every_steps, "one metrics record every so many steps (> 0)");
   options.add("train.dtype", &train.dtype, "GEMM type, float32 or bf16 (master weights stay float32)");
   options.add("train.num_threads", &train.num_threads, "threads of one rank; 0: cores of the host / ranks on it");
+  options.add("deterministic", &train.deterministic, "the same bits in every run of this command: wants train.num_threads, and refuses a resume with other ranks, threads or vector instructions");
 }
 
 void bind(OptionSet& options, trainer::ParallelConfig& parallel) {

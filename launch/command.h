@@ -64,5 +64,6 @@ std::unique_ptr<Command> make_bench_command();
 std::unique_ptr<Command> make_completion_command();
 std::unique_ptr<Command> make_man_command();
 std::unique_ptr<Command> make_doctor_command();
+std::unique_ptr<Command> make_verify_command();
 
 }  // namespace uqa::launch

@@ -17,6 +17,7 @@ const std::vector<CommandEntry>& commands() {
       {"study", "scaling studies: plan, run and watch many runs from one file", make_study_command},
       {"report", "writes one self-contained HTML page about runs, evaluations and studies", make_report_command},
       {"doctor", "shows how ranks are placed, what their collectives reach, and what is misconfigured", make_doctor_command},
+      {"verify", "shows that a run gives the same losses on every layout of its ranks", make_verify_command},
       {"bench", "measures throughput, memory and FLOPs of one part", make_bench_command},
       {"completion", "prints shell completions: source <(uqa completion bash)", make_completion_command},
       {"man", "prints the manual page: uqa man > uqa.1", make_man_command},

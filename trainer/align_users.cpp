@@ -1,10 +1,10 @@
 #include "trainer/align_users.h"
 
-#include <chrono>
 #include <map>
 #include <numeric>
 #include <tuple>
 
+#include "core/clock.h"
 #include "core/error.h"
 #include "core/log.h"
 #include "models/adapters/linear_adapter.h"
@@ -123,7 +123,7 @@ AlignUsers::Batch AlignUsers::load(const std::vector<std::size_t>& questions, st
 Tensor AlignUsers::soft_tokens(const Batch& batch, const models::DropoutContext& context, bool bf16) {
   Tensor soft_BKL;
   if (runs_in_step()) {
-    const auto begin = std::chrono::steady_clock::now();
+    const auto begin = Clock::now();
     const auto users = wrap_user_batch(batch.histories);
     Tensor states_TH;
     {
@@ -131,7 +131,7 @@ Tensor AlignUsers::soft_tokens(const Batch& batch, const models::DropoutContext&
       const AutocastBf16 autocast(bf16 && !frozen_.encoder);  // as the states that are computed once: float32
       states_TH = encoder_.model->forward(users, context).to(at::kFloat);
     }
-    encoder_seconds_ += std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
+    encoder_seconds_ += seconds_since(begin);
     soft_BKL = adapter_->forward(states_TH, users.layout).index_select(0, batch.history_B);
   } else {
     const auto [states_TH, layout] = states_.select(batch.questions);

@@ -57,13 +57,37 @@ void check_same_questions(const ArmScores& a, const CompareArm& first, const Arm
   }
 }
 
+/// Of a question: its type's code, its dimension's name, or "all".
+bool is_in_scope(const Prediction& question, const std::string& scope) {
+  return scope == "all" || question.type == scope || scope == data::name_of(data::dimension_of(data::type_of_code(question.type)));
+}
+
+/// "all", then each dimension that occurs followed by its types.
+std::vector<std::string> scopes_of(const std::vector<Prediction>& questions) {
+  std::vector<std::string> scopes{"all"};
+  const auto add = [&](const std::string& scope) {
+    if (std::any_of(questions.begin(), questions.end(), [&](const auto& q) { return is_in_scope(q, scope); })) scopes.push_back(scope);
+  };
+  for (const auto dimension : data::kDimensions) {
+    add(data::name_of(dimension));
+    for (const auto type : data::kQuestionTypes) {
+      if (data::dimension_of(type) == dimension) add(data::code_of(type));
+    }
+  }
+  return scopes;
+}
+
+bool is_dimension(const std::string& scope) {
+  return std::any_of(data::kDimensions.begin(), data::kDimensions.end(), [&](auto dimension) { return data::name_of(dimension) == scope; });
+}
+
 Comparison test_scope(const ArmScores& a, const ArmScores& b, Rule rule, const std::string& scope, const CompareOptions& options) {
   const auto &ca = a.correct.at(rule), &cb = b.correct.at(rule);
   Comparison result{.first = {}, .second = {}, .rule = rule, .scope = scope, .test = {}, .mcnemar_p = {}};
   std::map<std::int64_t, double> sums;  // by user
   std::int64_t only_first = 0, only_second = 0;
   for (std::size_t q = 0; q < ca.size(); ++q) {
-    if (scope != "all" && a.questions[q].type != scope) continue;
+    if (!is_in_scope(a.questions[q], scope)) continue;
     ++result.num_questions;
     result.first_accuracy += ca[q];
     result.second_accuracy += cb[q];
@@ -115,12 +139,7 @@ CompareReport compare(const CompareArm& first, const std::vector<CompareArm>& ot
   for (const Rule rule : kRules) {
     for (std::size_t i = 0; i < others.size(); ++i) {
       if (!a.correct.contains(rule) || !loaded[i].correct.contains(rule)) continue;
-      std::vector<std::string> scopes{"all"};
-      for (const auto type : data::kQuestionTypes) {
-        const std::string code = data::code_of(type);
-        if (std::any_of(a.questions.begin(), a.questions.end(), [&](const auto& q) { return q.type == code; })) scopes.push_back(code);
-      }
-      for (const auto& scope : scopes) {
+      for (const auto& scope : scopes_of(a.questions)) {
         auto comparison = test_scope(a, loaded[i], rule, scope, options);
         comparison.first = first.name;
         comparison.second = others[i].name;
@@ -128,7 +147,8 @@ CompareReport compare(const CompareArm& first, const std::vector<CompareArm>& ot
       }
     }
     adjust(report.comparisons, rule, [](const Comparison& c) { return c.scope == "all"; });
-    adjust(report.comparisons, rule, [](const Comparison& c) { return c.scope != "all"; });
+    adjust(report.comparisons, rule, [](const Comparison& c) { return is_dimension(c.scope); });
+    adjust(report.comparisons, rule, [](const Comparison& c) { return c.scope != "all" && !is_dimension(c.scope); });
   }
   return report;
 }
@@ -182,19 +202,23 @@ Json to_json(const CompareReport& report) {
           {"test", "two-sided sign-flip permutation of users' sums of differences"},
           {"permutations", report.options.num_permutations},
           {"seed", report.options.seed},
-          {"holm", "per rule: over the second arms for scope all, over second arms and types for the types"},
+          {"holm", "per rule: over the second arms for scope all, over second arms and dimensions for the dimensions, over second arms and types for the types"},
           {"comparisons", comparisons},
           {"claims", claims}};
 }
 
 std::string render(const CompareReport& report) {
   std::size_t width = 0;
-  for (const auto& c : report.comparisons) width = std::max(width, c.first.size() + c.second.size() + 4);
-  std::string text = fmt::format("{:<11}  {:<{}}  {:<5}  {:>9}  {:>6}  {:>7}  {:>7}  {:>7}  {:>9}  {:>9}  {:>9}  {:>10}\n", "rule", "first - second", width,
-                                 "scope", "questions", "users", "first", "second", "diff", "p", "p Holm", "McNemar p", "detectable");
+  std::size_t scope_width = 5;
   for (const auto& c : report.comparisons) {
-    text += fmt::format("{:<11}  {:<{}}  {:<5}  {:>9}  {:>6}  {:>6.2f}%  {:>6.2f}%  {:>+6.2f}%  {:>9.2g}  {:>9.2g}  {:>9}  {:>9.2f}%\n", name_of(c.rule),
-                        c.first + " - " + c.second, width, c.scope, c.num_questions, c.num_users, 100 * c.first_accuracy,
+    width = std::max(width, c.first.size() + c.second.size() + 4);
+    scope_width = std::max(scope_width, c.scope.size());
+  }
+  std::string text = fmt::format("{:<11}  {:<{}}  {:<{}}  {:>9}  {:>6}  {:>7}  {:>7}  {:>7}  {:>9}  {:>9}  {:>9}  {:>10}\n", "rule", "first - second", width,
+                                 "scope", scope_width, "questions", "users", "first", "second", "diff", "p", "p Holm", "McNemar p", "detectable");
+  for (const auto& c : report.comparisons) {
+    text += fmt::format("{:<11}  {:<{}}  {:<{}}  {:>9}  {:>6}  {:>6.2f}%  {:>6.2f}%  {:>+6.2f}%  {:>9.2g}  {:>9.2g}  {:>9}  {:>9.2f}%\n", name_of(c.rule),
+                        c.first + " - " + c.second, width, c.scope, scope_width, c.num_questions, c.num_users, 100 * c.first_accuracy,
                         100 * c.second_accuracy, 100 * c.test.difference, c.test.p, c.p_holm,
                         c.mcnemar_p ? fmt::format("{:.2g}", *c.mcnemar_p) : "-", 100 * c.test.detectable);
   }

@@ -31,11 +31,11 @@ struct CompareOptions {
 struct Comparison {
   std::string first, second;          ///< names of the arms
   Rule rule = Rule::kText;
-  std::string scope;                  ///< "all" or a type's code
+  std::string scope;                  ///< "all", a dimension's name or a type's code
   std::int64_t num_questions = 0, num_users = 0;
   double first_accuracy = 0, second_accuracy = 0;
   PairedTest test;                    ///< sign-flip permutation by user
-  double p_holm = 1;                  ///< adjusted over the second arms ("all"), or over second arms and types (types)
+  double p_holm = 1;                  ///< adjusted over the second arms and the scopes of one kind: "all", dimensions, types
   std::optional<double> mcnemar_p;    ///< exact; only where both arms are one directory. Ignores that a user's questions are correlated
 };
 

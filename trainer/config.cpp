@@ -61,6 +61,8 @@ void TrainConfig::validate() const {
   require(log_every_steps > 0, "train.log_every_steps", log_every_steps, "> 0");
   require(dtype == "float32" || dtype == "bf16", "train.dtype", dtype, "float32 or bf16");
   require(num_threads >= 0, "train.num_threads", num_threads, ">= 0 (0: cores of the host / ranks on it)");
+  UQA_CHECK(!deterministic || num_threads > 0, ErrorCode::kConfig,
+            "deterministic is on and train.num_threads = {}: sums depend on the number of threads, and hosts differ in theirs; give --train.num_threads", num_threads);
 }
 
 void LoopConfig::validate() const {

@@ -59,6 +59,9 @@ struct TrainConfig {
   std::int64_t log_every_steps = 10;  ///< one metrics record every so many steps; > 0
   std::string dtype = "float32";  ///< GEMM type: "float32" or "bf16" (master weights stay float32)
   std::int64_t num_threads = 0;   ///< OpenMP threads of one rank; 0: cores of the host / ranks on it
+  /// Two runs of one command give the same bits, also across a resume: operators of LibTorch without a fixed order of sums are errors, the number of
+  /// threads must be given, and a resume with other ranks, threads or vector instructions is refused.
+  bool deterministic = false;
   void validate() const;
 };
 

@@ -1,7 +1,7 @@
 // The answerer that sees no user, as an evaluation directory.
-#include <chrono>
 #include <cmath>
 
+#include "core/clock.h"
 #include "core/error.h"
 #include "data/questions/prior_answerer.h"
 #include "trainer/evaluate.h"
@@ -15,7 +15,7 @@ EvaluationResult write_prior_evaluation(const fs::path& questions, const fs::pat
   if (output.has_parent_path()) fs::create_directories(output.parent_path());
   OutputDir directory(output, {.kind = "uqa.evaluation", .overwrite = overwrite});
   const auto answerer = data::PriorAnswerer::train(set.train);
-  const auto begin = std::chrono::steady_clock::now();
+  const auto begin = Clock::now();
   std::vector<Prediction> predictions;
   std::string lines;
   for (const auto& question : set.test) {
@@ -35,7 +35,7 @@ EvaluationResult write_prior_evaluation(const fs::path& questions, const fs::pat
     lines += to_json(prediction).dump(-1, ' ', false, Json::error_handler_t::replace) + "\n";
     predictions.push_back(std::move(prediction));
   }
-  const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
+  const double seconds = seconds_since(begin);
   EvaluationResult result{.prompt = "prior",
                           .questions_digest = set.digest,
                           .rules = count_correct(predictions),

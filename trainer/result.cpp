@@ -108,13 +108,22 @@ std::map<Rule, RuleResult> count_correct(const std::vector<Prediction>& predicti
   return rules;
 }
 
+Interval RuleResult::macro_interval() const {
+  if (types.empty()) return {0, 1};
+  std::vector<Proportion> proportions;
+  for (const auto& [code, accuracy] : types) proportions.push_back({accuracy.correct, accuracy.n});
+  return mean_proportion_interval(proportions);
+}
+
 Json to_json(const EvaluationResult& result) {
   Json rules = Json::object();
   for (const auto& [rule, value] : result.rules) {
     Json types = Json::object(), dimensions = Json::object();
     for (const auto& [name, accuracy] : value.types) types[name] = to_json(accuracy);
     for (const auto& [name, accuracy] : value.dimensions) dimensions[name] = to_json(accuracy);
-    rules[name_of(rule)] = {{"types", types}, {"dimensions", dimensions}, {"all", to_json(value.all)}, {"macro", {{"accuracy", value.macro}}}};
+    const auto macro = value.macro_interval();
+    rules[name_of(rule)] = {{"types", types}, {"dimensions", dimensions}, {"all", to_json(value.all)},
+                            {"macro", {{"accuracy", value.macro}, {"low", macro.low}, {"high", macro.high}}}};
   }
   return {{"format", "uqa.evaluation"},
           {"version", 1},

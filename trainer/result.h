@@ -57,6 +57,8 @@ struct RuleResult {
   std::map<std::string, Accuracy> dimensions;  ///< by name; only dimensions that occur
   Accuracy all;                                ///< micro average
   double macro = 0;                            ///< mean over types
+  /// 95 % interval of `macro`, types taken as independent samples. {0, 1} without a type.
+  [[nodiscard]] Interval macro_interval() const;
 };
 
 struct EvaluationResult {

@@ -9,10 +9,11 @@ namespace {
 /// A row of cells; the first one is the label.
 using Row = std::vector<std::string>;
 
-std::string show(const Accuracy& accuracy) {
-  const auto interval = accuracy.interval();
-  return fmt::format("{:5.1f} [{:4.1f}, {:4.1f}]", 100 * accuracy.value(), 100 * interval.low, 100 * interval.high);
+std::string show(double accuracy, const Interval& interval) {
+  return fmt::format("{:5.1f} [{:4.1f}, {:4.1f}]", 100 * accuracy, 100 * interval.low, 100 * interval.high);
 }
+
+std::string show(const Accuracy& accuracy) { return show(accuracy.value(), accuracy.interval()); }
 
 /// "-" where an evaluation has no such group.
 std::string show(const std::map<std::string, Accuracy>& group, const std::string& key) {
@@ -69,7 +70,7 @@ std::string render_table(const std::vector<std::pair<std::string, EvaluationResu
     }
   }
   add("All (micro)", std::to_string(total), [&](std::size_t c) { return results[c]->all.n == 0 ? "-" : show(results[c]->all); });
-  add("All (macro)", "", [&](std::size_t c) { return results[c]->all.n == 0 ? "-" : fmt::format("{:5.1f}", 100 * results[c]->macro); });
+  add("All (macro)", "", [&](std::size_t c) { return results[c]->all.n == 0 ? "-" : show(results[c]->macro, results[c]->macro_interval()); });
   add("input tokens per question", "", [&](std::size_t c) { return fmt::format("{:.1f}", columns[c].second.input_tokens_per_question); });
   add("questions/s", "", [&](std::size_t c) { return fmt::format("{:.1f}", columns[c].second.questions_per_s); });
   return layout(rows);

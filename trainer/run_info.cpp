@@ -52,6 +52,19 @@ std::int64_t set_num_threads(std::int64_t num_threads, const comm::Communicator&
   return num_threads;
 }
 
+void set_deterministic(bool on) {
+  auto& context = at::globalContext();
+  context.setDeterministicAlgorithms(on, /*warn_only=*/false);
+  context.setDeterministicFillUninitializedMemory(false);  // nothing reads what it did not write; filling costs time
+  context.setDeterministicMkldnn(on);
+  context.setDeterministicCuDNN(on);
+}
+
+Json describe_numerics(const comm::Mesh& mesh) {
+  return {{"ranks", mesh.world().size()}, {"dp", mesh.dp().size()}, {"tp", mesh.tp().size()}, {"table_group", mesh.table().size()},
+          {"threads", at::get_num_threads()}, {"cpu_capability", at::get_cpu_capability()}};
+}
+
 Json describe_run(const comm::Mesh& mesh) {
   const auto& world = mesh.world();
   const Tensor keys = host_keys(world).contiguous();

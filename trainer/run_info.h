@@ -15,4 +15,9 @@ namespace uqa::trainer {
 /// process may run on fewer cores than that (mpirun binds ranks unless told otherwise). Collective over `world`. Returns the number.
 std::int64_t set_num_threads(std::int64_t num_threads, const comm::Communicator& world);
 
+/// Operators without a fixed order of sums become errors (on), or may be used (off). For this process, until the next call.
+void set_deterministic(bool on);
+/// What decides the bits of a run besides its settings and data: ranks, mesh, threads, vector instructions.
+[[nodiscard]] Json describe_numerics(const comm::Mesh& mesh);
+
 }  // namespace uqa::trainer

@@ -95,6 +95,7 @@ class Loop {
                {"stopped_early", result_.stopped_early},
                {"meter", meter_.state()}};
     if (result_.best_metric) state["best_metric"] = *result_.best_metric;
+    if (config_.train.deterministic) state["numerics"] = describe_numerics(mesh_);
     return state;
   }
 
@@ -114,6 +115,11 @@ class Loop {
       expect("seed", config_.train.seed);
       expect("num_samples", num_samples_);
       expect("global_users", config_.batch.global_users);
+      if (config_.train.deterministic) {
+        const Json stored = get<Json>(state, "numerics", what), here = describe_numerics(mesh_);
+        UQA_CHECK(stored == here, ErrorCode::kConfig, "{}: written with {}, this run has {}; a deterministic run goes on with the same ranks, threads and vector instructions only", what,
+                  stored.dump(), here.dump());
+      }
       const auto at = data::cursor_at(result_.steps, num_samples_, config_.batch.global_users);
       expect("epoch", at.epoch);
       expect("position", at.position);
@@ -333,6 +339,7 @@ TrainingResult run_training(TrainingTask& task, const LoopConfig& config, const 
   config.validate();
   UQA_CHECK(task.num_samples() > 0, ErrorCode::kData, "{}: training samples = 0, at least 1 is required; look at the split", task.stage());
   set_num_threads(config.train.num_threads, mesh.world());
+  set_deterministic(config.train.deterministic);
   return Loop(task, config, mesh, run)();
 }
 

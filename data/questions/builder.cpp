@@ -1,12 +1,12 @@
 #include "data/questions/builder.h"
 
 #include <algorithm>
-#include <chrono>
 #include <cmath>
 #include <numeric>
 #include <unordered_set>
 #include <utility>
 
+#include "core/clock.h"
 #include "core/error.h"
 #include "core/log.h"
 #include "core/random.h"
@@ -151,7 +151,7 @@ HistoryView view_of(const Dataset& data) {
 BuiltQuestions make_questions(const HistoryView& view, const QuestionBuildOptions& options,
                               const QuestionProgress& progress) {
   options.validate();
-  const auto started = std::chrono::steady_clock::now();
+  const auto started = Clock::now();
   BuiltQuestions built;
   QuestionBuildReport& report = built.report;
   FactFinder finder(view, choose_attributes(view.catalog, options.attributes),
@@ -235,7 +235,7 @@ BuiltQuestions make_questions(const HistoryView& view, const QuestionBuildOption
     }
   }
   for (const std::string& note : report.notes) log::warn("questions", "{}", note);
-  report.seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - started).count();
+  report.seconds = seconds_since(started);
   return built;
 }
 

@@ -67,7 +67,7 @@ Section accuracy_section(const Loaded& loaded) {
         row.push_back(at == groups.end() ? "-" : cell(at->accuracy));
       }
       if (table.rows.empty()) table.head.insert(table.head.end(), {"macro", "tokens", "questions/s"});
-      row.push_back(rules.at(rule).contains("macro") ? fmt::format("{:.1f}", 100 * number_or_nan(rules.at(rule).at("macro"), "accuracy")) : "-");
+      row.push_back(rules.at(rule).contains("macro") ? cell(rules.at(rule).at("macro")) : "-");
       row.push_back(show(evaluation.result.value("input_tokens_per_question", Json(nullptr)), 4));
       row.push_back(show(evaluation.result.value("questions_per_s", Json(nullptr)), 4));
       table.rows.push_back(std::move(row));

@@ -47,6 +47,18 @@ TEST(WilsonInterval, IsMirroredAndNarrowsWithN) {
   EXPECT_UQA_ERROR(wilson_interval(11, 10), ErrorCode::kInternal, "wilson_interval(11, 10)");
 }
 
+TEST(MeanProportionInterval, IsNewcombesForADifference) {
+  // Newcombe, Statistics in Medicine 17 (1998), 873-890, method 10: 56/70 - 48/80 lies in [0.0524, 0.3339]; the mean of p and 1 - q is (1 + p - q) / 2.
+  const auto interval = mean_proportion_interval({{56, 70}, {32, 80}});
+  EXPECT_NEAR(2 * interval.low - 1, 0.0524, 5e-5);
+  EXPECT_NEAR(2 * interval.high - 1, 0.3339, 5e-5);
+  const auto one = mean_proportion_interval({{81, 263}}), wilson = wilson_interval(81, 263);
+  EXPECT_NEAR(one.low, wilson.low, 1e-12);
+  EXPECT_NEAR(one.high, wilson.high, 1e-12);
+  EXPECT_EQ(mean_proportion_interval({{0, 9}, {0, 3}}).low, 0.0);
+  EXPECT_UQA_ERROR(mean_proportion_interval({}), ErrorCode::kInternal, "needs a proportion");
+}
+
 TEST(McNemarExact, EqualsTheBinomialTail) {
   EXPECT_EQ(mcnemar_exact_p(0, 0), 1.0);
   EXPECT_EQ(mcnemar_exact_p(5, 5), 1.0);

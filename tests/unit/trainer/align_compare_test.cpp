@@ -53,6 +53,13 @@ TEST_F(AlignCompare, GivesTheExactPOfAKnownDesign) {
   EXPECT_EQ(df.num_questions, 8);
   EXPECT_NEAR(df.test.p, 2.0 / 8, 0.005);
   EXPECT_NEAR(df.p_holm, 2 * std::min(df.test.p, find(report, "b", "li").test.p), 0.01);
+  // Dimensions are a family of their own, of the same questions here as their one type.
+  const auto& understanding = find(report, "b", "Sequence understanding");
+  EXPECT_EQ(understanding.num_questions, 8);
+  EXPECT_EQ(understanding.test.p, df.test.p);
+  EXPECT_EQ(understanding.p_holm, df.p_holm);
+  EXPECT_EQ(find(report, "b", "Interest perception").first_accuracy, find(report, "b", "li").first_accuracy);
+  EXPECT_THROW((void)find(report, "b", "Action prediction"), std::runtime_error) << "no question has it";
 }
 
 TEST_F(AlignCompare, AveragesSeedsBeforeTheTestAndAdjustsOverArms) {

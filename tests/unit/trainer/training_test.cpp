@@ -8,8 +8,10 @@
 #include <sys/resource.h>
 
 #include "core/signals.h"
+#include "tests/support/expect_error.h"
 #include "toy_task.h"
 #include "trainer/checkpoint.h"
+#include "trainer/run_info.h"
 #include "trainer/step.h"
 
 namespace uqa::trainer {
@@ -132,6 +134,24 @@ TEST(Training, ResumesBitEquallyAfterAKillInTheMiddleOfAnEpoch) {
   for (const char* name : {"rank-0.safetensors", "manifest.json"}) {
     EXPECT_EQ(read_file(whole.path() / "checkpoints" / "step-10" / name), read_file(parts.path() / "checkpoints" / "step-10" / name)) << name;
   }
+}
+
+TEST(Training, ADeterministicRunGoesOnUnderTheSameConditionsOnly) {
+  const TemporaryDirectory dir("training_deterministic");
+  auto config = small_config();
+  config.train.deterministic = true;
+  config.train.epochs = 1;
+  ToyTask first(20), more_threads(20), again(20);
+  (void)train(first, config, dir.path());
+  EXPECT_TRUE(at::globalContext().deterministicAlgorithms());
+  config.train.num_threads = 2;
+  EXPECT_UQA_ERROR((void)train(more_threads, config, dir.path()), ErrorCode::kConfig, "\"threads\":1");
+  config.train.num_threads = 1;
+  (void)train(again, config, dir.path());
+  expect_same_weights(first, again);
+  config.train.num_threads = 0;
+  EXPECT_UQA_ERROR(config.validate(), ErrorCode::kConfig, "give --train.num_threads");
+  set_deterministic(false);
 }
 
 TEST(Training, ARunThatIsDoneStaysDone) {

@@ -15,11 +15,11 @@
 #include "models/cost.h"
 #include "models/loss/item_softmax.h"
 #include "models/user_model.h"
-#include "trainer/grad_reducer.h"
 #include "trainer/metrics.h"
 #include "trainer/optimizer.h"
 #include "trainer/pretrain.h"
 #include "trainer/run_info.h"
+#include "trainer/trained_parameters.h"
 
 namespace uqa::launch {
 namespace {
@@ -179,15 +179,15 @@ class BenchCommand final : public Command {
       const auto layout = layouts.find(item.key());
       parameters.push_back({item.key(), item.value(), 1, layout == layouts.end() ? models::ParameterLayout{} : layout->second});
     }
-    trainer::GradReducer reducer(parameters, mesh, static_cast<std::int64_t>(parallel_.bucket_bytes));
-    trainer::Optimizer optimizer(parameters, {});
+    trainer::TrainedParameters trained(parameters, mesh, parallel_);
+    trainer::Optimizer optimizer(trained.updated(), {});
 
     std::vector<double> seconds, rates, exposed;
     double loss_nats = 0;
     std::int64_t rows = 0;
     const std::int64_t warmup = 2;
     models::WireShape wire{.ranks = world.size(), .tp = mesh.tp().size(), .table_group = mesh.table().size(), .sharded = parallel_.tables == "sharded",
-                           .table_min_rows = parallel_.table_min_rows, .bf16 = dtype_ == "bf16", .num_labels = 0, .distinct_ids = std::vector<double>(config.tables.size(), 0)};
+                           .table_min_rows = parallel_.table_min_rows, .shard = trainer::parse_shard(parallel_.shard), .bf16 = dtype_ == "bf16", .num_labels = 0, .distinct_ids = std::vector<double>(config.tables.size(), 0)};
     const auto mean = [&](double value) { return comm::sum_in_order(value, world) / world.size() / static_cast<double>(steps_ + warmup); };
     std::int64_t table_bytes = 0, dense_bytes = 0;  // of all steps, on this rank
     for (std::int64_t step = 0; step < warmup + steps_; ++step) {
@@ -196,14 +196,16 @@ class BenchCommand final : public Command {
       const auto table_before = mesh.table().bytes_sent() + mesh.table_replica().bytes_sent() + mesh.tp().bytes_sent(), dense_before = mesh.dp().bytes_sent();
       comm::barrier(world);
       const auto begin = Clock::now();
-      reducer.begin_step();
-      reducer.arm();
+      trained.begin_step();
+      trained.arm();
       const auto states_TH = model->forward(made.batch, {.seed = static_cast<std::uint64_t>(seed_), .step = step, .micro_step = 0});
       const auto loss = models::item_softmax_loss(model->item_hiddens(states_TH), model->item_table(), made.targets_T, {.bf16 = dtype_ == "bf16"},
                                                   model->item_shards());
       loss.backward();
-      const double waited_s = reducer.finish(1.0 / static_cast<double>(global_rows));
+      double waited_s = trained.finish(1.0 / static_cast<double>(global_rows));
+      trained.before_update(1);
       optimizer.step(1e-4);
+      waited_s += trained.after_update();
       const double took_s = seconds_since(begin);
       table_bytes += mesh.table().bytes_sent() + mesh.table_replica().bytes_sent() + mesh.tp().bytes_sent() - table_before;
       dense_bytes += mesh.dp().bytes_sent() - dense_before;
@@ -246,6 +248,7 @@ class BenchCommand final : public Command {
             {"gemm_peak_fraction", flops / median_s / peak},
             {"comm_exposed_fraction", exposed[exposed.size() / 2]},
             {"tables", parallel_.tables},
+            {"shard", parallel_.shard},
             {"comm_bytes_per_step_and_rank", {{"tables_and_softmax", mean_table_bytes}, {"dense", mean_dense_bytes}}},
             {"comm_formula_bytes_per_step_and_rank", {{"tables", formula.tables}, {"softmax", formula.softmax}, {"dense", formula.dense}}},
             {"comm_total_bytes_of_rank", mesh.bytes_sent()},

@@ -105,7 +105,9 @@ WireBytes wire_bytes(const UserModelConfig& config, const WireShape& shape) {
     const double share = shape.distinct_ids.at(t) / tp;  // of the ids: fetched by one tp peer
     bytes.tables += others * share * (kId + 2 * dim * kFloat) + (tp - 1) * share * dim * kFloat + ring(groups) * elements / n * kFloat;
   }
-  bytes.dense = ring(dp) * dense * kFloat;
+  // Each way of a ring all-reduce; the updated parts travel as far as one of them.
+  const double one_way = (dp - 1) / dp * kFloat;
+  bytes.dense = (shape.shard == Shard::kOptimizer ? 3 : 2) * one_way * dense;
   if (is_cut(config.table(config.features.front().table))) {
     const double rows = shape.num_labels / tp, dim = static_cast<double>(config.item_dim()), hidden = shape.bf16 ? 2 : kFloat;
     const double gathered = (n - 1) * rows * (dim * hidden + kId), sums = ring(n) * n * rows * 3 * kFloat;

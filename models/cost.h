@@ -46,6 +46,7 @@ struct WireShape {
   int table_group = 1;                   ///< ranks that hold the cut tables once; divides ranks
   bool sharded = true;                   ///< tables cut by rows (those of at least table_min_rows rows)
   std::int64_t table_min_rows = 4096;
+  Shard shard = Shard::kNone;            ///< of what is not in cut tables
   bool bf16 = false;                     ///< of the item softmax: hiddens travel in two bytes
   double num_labels = 0;                 ///< labelled rows of one batch
   std::vector<double> distinct_ids = {}; ///< of one batch in each table (config.tables order)
@@ -55,7 +56,7 @@ struct WireShape {
 struct WireBytes {
   double tables = 0;   ///< ids, rows and their gradients; sums over table groups
   double softmax = 0;  ///< hiddens, targets, sums and gradients of hiddens
-  double dense = 0;    ///< gradients summed over dp: all but cut tables (counted as if tp cut nothing)
+  double dense = 0;    ///< gradients summed over dp and parameters sent: all but cut tables (counted as if tp cut nothing)
   [[nodiscard]] double total() const { return tables + softmax + dense; }
 };
 [[nodiscard]] WireBytes wire_bytes(const UserModelConfig& config, const WireShape& shape);

@@ -18,7 +18,7 @@ namespace {
 constexpr std::int64_t kAlignElements = 16;
 
 using models::ShardAxis;
-constexpr std::size_t kNumAxes = 4;  // of ShardAxis
+constexpr std::size_t kNumAxes = 5;  // of ShardAxis
 
 double squares_of(const Tensor& x) {
   const double norm = at::linalg_vector_norm(x, 2, at::OptionalIntArrayRef{}, false, at::kDouble).item<double>();
@@ -40,6 +40,26 @@ double counted_squares(const Tensor& gradient, const models::ParameterLayout& la
 
 std::size_t index_of(ShardAxis axis) { return static_cast<std::size_t>(axis); }
 
+using PerAxis = std::array<comm::Communicator, kNumAxes>;
+
+PerAxis slices_of(const comm::Mesh& mesh) { return {comm::Communicator(), mesh.tp(), mesh.table(), mesh.dp(), mesh.world()}; }
+
+double norm_of(const std::vector<NamedParameter>& parameters, const std::vector<Tensor>& gradients, const PerAxis& slices) {
+  std::array<double, kNumAxes> squares{};
+  std::array<bool, kNumAxes> present{};
+  for (std::size_t i = 0; i < parameters.size(); ++i) {
+    // One parameter at a time, so that the sum does not depend on how the buckets were cut.
+    const auto& layout = parameters[i].layout;
+    squares[index_of(layout.axis)] += counted_squares(gradients[i], layout);
+    present[index_of(layout.axis)] = true;
+  }
+  double sum = 0;
+  for (std::size_t axis = 0; axis < kNumAxes; ++axis) {
+    if (present[axis]) sum += comm::sum_in_order(squares[axis], slices[axis]);
+  }
+  return std::sqrt(sum);
+}
+
 std::vector<NamedParameter> replicated(const std::vector<Tensor>& tensors) {
   std::vector<NamedParameter> parameters;
   for (const Tensor& tensor : tensors) parameters.push_back({std::to_string(parameters.size()), tensor});
@@ -50,8 +70,8 @@ std::vector<NamedParameter> replicated(const std::vector<Tensor>& tensors) {
 
 /// What happens to the gradients of each layout.
 struct GradReducer::Axes {
-  std::array<comm::Communicator, kNumAxes> sum;     ///< where gradients are summed
-  std::array<comm::Communicator, kNumAxes> slices;  ///< whose ranks hold the other slices
+  PerAxis sum;     ///< where gradients are summed
+  PerAxis slices;  ///< whose ranks hold the other slices
 };
 
 struct GradReducer::Bucket {
@@ -117,12 +137,11 @@ class GradReducer::Hook : public torch::autograd::PostAccumulateGradHook {
 
 GradReducer::GradReducer(const std::vector<NamedParameter>& parameters, const comm::Mesh& mesh, std::int64_t bucket_bytes)
     : GradReducer(parameters,
-                  Axes{.sum = {mesh.dp(), mesh.dp(), mesh.table_replica(), comm::Communicator()},
-                       .slices = {comm::Communicator(), mesh.tp(), mesh.table(), mesh.dp()}},
+                  Axes{.sum = {mesh.dp(), mesh.dp(), mesh.table_replica(), comm::Communicator(), comm::Communicator()}, .slices = slices_of(mesh)},
                   bucket_bytes) {}
 
 GradReducer::GradReducer(const std::vector<Tensor>& parameters, const comm::Communicator& dp, std::int64_t bucket_bytes)
-    : GradReducer(replicated(parameters), Axes{.sum = {dp, {}, {}, {}}, .slices = {}}, bucket_bytes) {}
+    : GradReducer(replicated(parameters), Axes{.sum = {dp, {}, {}, {}, {}}, .slices = {}}, bucket_bytes) {}
 
 GradReducer::GradReducer(const std::vector<NamedParameter>& parameters, const Axes& axes, std::int64_t bucket_bytes)
     : state_(std::make_unique<State>()) {
@@ -143,7 +162,7 @@ GradReducer::GradReducer(const std::vector<NamedParameter>& parameters, const Ax
                   parameter.scalar_type() == at::kFloat && parameter.is_contiguous() && parameter.device().is_cpu(),
               ErrorCode::kInternal,
               "parameter {}: must be a contiguous float32 leaf on the CPU that requires a gradient", name);
-    UQA_CHECK(layout.axis != ShardAxis::kDp, ErrorCode::kInternal,
+    UQA_CHECK(layout.axis != ShardAxis::kDp && layout.axis != ShardAxis::kDpTp, ErrorCode::kInternal,
               "parameter {}: is sharded over dp, which these buckets cannot sum; keep the parameter replicated", name);
     models::check_layout(name, parameter, layout);
     UQA_CHECK(seen.insert(parameter.unsafeGetTensorImpl()).second, ErrorCode::kInternal,
@@ -222,21 +241,11 @@ double GradReducer::finish(double scale) {
 
 std::vector<Tensor> GradReducer::gradients() const { return state_->views; }
 
-double GradReducer::global_norm() const {
-  const State& state = *state_;
-  std::array<double, kNumAxes> squares{};
-  std::array<bool, kNumAxes> present{};
-  for (std::size_t i = 0; i < state.views.size(); ++i) {
-    // One parameter at a time, so that the sum does not depend on how the buckets were cut.
-    const auto& layout = state.parameters[i].layout;
-    squares[index_of(layout.axis)] += counted_squares(state.views[i], layout);
-    present[index_of(layout.axis)] = true;
-  }
-  double sum = 0;
-  for (std::size_t axis = 0; axis < kNumAxes; ++axis) {
-    if (present[axis]) sum += comm::sum_in_order(squares[axis], state.axes.slices[axis]);
-  }
-  return std::sqrt(sum);
+double GradReducer::global_norm() const { return norm_of(state_->parameters, state_->views, state_->axes.slices); }
+
+double gradient_norm(const std::vector<NamedParameter>& parameters, const std::vector<Tensor>& gradients, const comm::Mesh& mesh) {
+  UQA_CHECK(parameters.size() == gradients.size(), ErrorCode::kInternal, "{} parameters and {} gradients, must be equal", parameters.size(), gradients.size());
+  return norm_of(parameters, gradients, slices_of(mesh));
 }
 
 std::int64_t GradReducer::num_buckets() const { return static_cast<std::int64_t>(state_->buckets.size()); }

@@ -62,4 +62,7 @@ class GradReducer {
   std::unique_ptr<State> state_;
 };
 
+/// GradReducer::global_norm() of any gradients, also of parameters that are cut over dp: `gradients[i]` belongs to `parameters[i]` and is laid out alike.
+[[nodiscard]] double gradient_norm(const std::vector<NamedParameter>& parameters, const std::vector<Tensor>& gradients, const comm::Mesh& mesh);
+
 }  // namespace uqa::trainer

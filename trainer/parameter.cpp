@@ -26,4 +26,20 @@ std::vector<std::vector<std::vector<models::SliceRange>>> exchange_ranges(const 
   return held;
 }
 
+const comm::Communicator& ranks_of(models::ShardAxis axis, const comm::Mesh& mesh) {
+  switch (axis) {
+    case models::ShardAxis::kTp: return mesh.tp();
+    case models::ShardAxis::kTable: return mesh.table();
+    case models::ShardAxis::kDp: return mesh.dp();
+    case models::ShardAxis::kDpTp: return mesh.world();
+    case models::ShardAxis::kReplicated: break;
+  }
+  UQA_FAIL(ErrorCode::kInternal, "a replicated tensor is not gathered");
+}
+
+Tensor whole_of(const NamedParameter& parameter, const comm::Mesh& mesh) {
+  const auto& [name, tensor, lr_scale, layout] = parameter;
+  return models::whole_of(tensor, layout, layout.sharded() ? ranks_of(layout.axis, mesh) : comm::Communicator());
+}
+
 }  // namespace uqa::trainer

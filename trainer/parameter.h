@@ -21,10 +21,9 @@ struct NamedParameter {
 /// The ranges of every parameter on every rank, by rank and position in `tensors`; empty for replicated ones. Collective where some parameter
 /// is cut.
 [[nodiscard]] std::vector<std::vector<std::vector<models::SliceRange>>> exchange_ranges(const std::vector<NamedParameter>& tensors, const comm::Communicator& world);
+/// The ranks whose slices make up the whole of a tensor that is cut over `axis`. Error(kInternal) for a replicated one.
+[[nodiscard]] const comm::Communicator& ranks_of(models::ShardAxis axis, const comm::Mesh& mesh);
 /// The whole parameter, gathered over the axis that it is cut over; new storage, the same on all ranks. Collective over that axis.
-[[nodiscard]] inline Tensor whole_of(const NamedParameter& parameter, const comm::Mesh& mesh) {
-  const bool table = parameter.layout.axis == models::ShardAxis::kTable;
-  return models::whole_of(parameter.tensor, parameter.layout, table ? mesh.table() : mesh.tp());
-}
+[[nodiscard]] Tensor whole_of(const NamedParameter& parameter, const comm::Mesh& mesh);
 
 }  // namespace uqa::trainer

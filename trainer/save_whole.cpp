@@ -14,16 +14,6 @@ std::span<const std::byte> contiguous_bytes(const Tensor& tensor) {
   return {static_cast<const std::byte*>(tensor.const_data_ptr()), static_cast<std::size_t>(tensor.nbytes())};
 }
 
-const comm::Communicator& axis_of(models::ShardAxis axis, const comm::Mesh& mesh) {
-  switch (axis) {
-    case models::ShardAxis::kTp: return mesh.tp();
-    case models::ShardAxis::kTable: return mesh.table();
-    case models::ShardAxis::kDp: return mesh.dp();
-    case models::ShardAxis::kReplicated: break;
-  }
-  UQA_FAIL(ErrorCode::kInternal, "a replicated tensor is not gathered");
-}
-
 /// Whether rank 0 is in this rank's group of the axis: the others have nothing to add.
 bool with_root(const comm::Communicator& axis, const comm::Mesh& mesh) {
   const bool mine = mesh.world().rank() == 0;
@@ -93,7 +83,7 @@ void save_whole_tensors(const fs::path& path, const std::vector<NamedParameter>&
       guarded([&] { writer->append(contiguous_bytes(parameter.tensor.detach().contiguous())); });
       continue;
     }
-    const auto& axis = axis_of(parameter.layout.axis, mesh);
+    const auto& axis = ranks_of(parameter.layout.axis, mesh);
     if (!with_root(axis, mesh)) continue;
     const Tensor members = comm::all_gather(at::full({1}, std::int64_t{mesh.world().rank()}, at::kLong), axis).contiguous();
     std::vector<std::vector<models::SliceRange>> held;

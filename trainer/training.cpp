@@ -9,12 +9,12 @@
 #include "core/signals.h"
 #include "data/loader.h"
 #include "trainer/checkpoint.h"
-#include "trainer/grad_reducer.h"
 #include "trainer/metrics.h"
 #include "trainer/optimizer.h"
 #include "trainer/run_info.h"
 #include "trainer/schedule.h"
 #include "trainer/step.h"
+#include "trainer/trained_parameters.h"
 
 namespace uqa::trainer {
 namespace {
@@ -37,8 +37,8 @@ class Loop {
         num_samples_(task.num_samples()),
         steps_per_epoch_(data::batches_per_epoch(num_samples_, config.batch.global_users)),
         num_steps_(config.train.epochs * steps_per_epoch_),
-        optimizer_(task.parameters(), config.optim),
-        reducer_(task.parameters(), mesh, static_cast<std::int64_t>(config.parallel.bucket_bytes)),
+        trained_(task.parameters(), mesh, config.parallel),
+        optimizer_(trained_.updated(), config.optim),
         writer_(run.checkpoints(), mesh.world(), config.checkpoint.keep),
         meter_(mesh) {
     if (config.train.max_steps > 0) num_steps_ = std::min(num_steps_, config.train.max_steps);
@@ -207,9 +207,9 @@ class Loop {
 
   Outcome update(const TaskBatch& batch, const AgreedStep& agreed, double lr, StepTimes& times) {
     double loss_sum = 0;
-    reducer_.begin_step();
+    trained_.begin_step();
     for (std::int64_t micro = 0; micro < agreed.num_micro_batches; ++micro) {
-      if (micro + 1 == agreed.num_micro_batches) reducer_.arm();
+      if (micro + 1 == agreed.num_micro_batches) trained_.arm();
       // Dropout is keyed by step and sample; which micro-step a sample falls into depends on the world size and must not matter.
       const models::DropoutContext context{.seed = static_cast<std::uint64_t>(config_.train.seed), .step = result_.steps, .micro_step = 0};
       const Tensor loss = task_.loss_sum(batch, micro, context);
@@ -217,15 +217,15 @@ class Loop {
       if (loss.requires_grad()) loss.backward();
     }
     // Mean over the labels of all ranks, not a mean of means.
-    times.comm_exposed_s += reducer_.finish(1.0 / static_cast<double>(std::max<std::int64_t>(agreed.num_labels, 1)));
-    const double norm = reducer_.global_norm();
+    times.comm_exposed_s += trained_.finish(1.0 / static_cast<double>(std::max<std::int64_t>(agreed.num_labels, 1)));
+    const double norm = trained_.global_norm();
     const auto begin = Clock::now();
     loss_sum = agree_on_loss(loss_sum, norm, result_.steps + 1, mesh_);
     times.comm_exposed_s += seconds_since(begin);
-    if (config_.optim.clip_norm > 0 && norm > config_.optim.clip_norm) {
-      for (auto& gradient : reducer_.gradients()) gradient.mul_(config_.optim.clip_norm / norm);
-    }
+    const bool clips = config_.optim.clip_norm > 0 && norm > config_.optim.clip_norm;
+    trained_.before_update(clips ? config_.optim.clip_norm / norm : 1);
     optimizer_.step(lr);
+    times.comm_exposed_s += trained_.after_update();
     return {loss_sum, norm};
   }
 
@@ -324,8 +324,8 @@ class Loop {
   const Clock::time_point begin_;
   const std::int64_t num_samples_, steps_per_epoch_;
   std::int64_t num_steps_;
+  TrainedParameters trained_;
   Optimizer optimizer_;
-  GradReducer reducer_;
   CheckpointWriter writer_;
   StepMeter meter_;
   TrainingResult result_;

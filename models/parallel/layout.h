@@ -19,7 +19,14 @@ enum class ShardAxis {
   kReplicated,  ///< every rank holds all of it; equal gradients on tp peers (the tp layers see to it), summed over dp
   kTp,          ///< slices over tp; gradients are summed over dp
   kTable,       ///< slices over a table group; gradients are complete inside the group and summed over the groups (Mesh::table_replica)
-  kDp,          ///< slices over dp (optimizer state that is sharded over data-parallel ranks)
+  kDp,          ///< slices over dp of what tp peers hold alike (models/parallel/dp_parts.h)
+  kDpTp,        ///< slices over dp of what is cut over tp: over both axes, so the world holds it
+};
+
+/// What data-parallel ranks share out instead of each holding all of it. What is cut over a table group stays as it is in every mode.
+enum class Shard {
+  kNone,       ///< nothing: each holds and updates every parameter
+  kOptimizer,  ///< each updates a part of every parameter, has the optimizer's state of that part only, and sends it to the others after each step
 };
 
 /// Positions [begin, begin + length) of a dimension.

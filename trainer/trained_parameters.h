@@ -1,0 +1,70 @@
+// trainer/trained_parameters.h - how trained parameters, their gradients and what the optimizer updates lie over data-parallel ranks (parallel.shard).
+//
+//   TrainedParameters trained(task.parameters(), mesh, config.parallel);
+//   Optimizer optimizer(trained.updated(), config.optim);
+//   trained.begin_step();
+//   for (micro-steps) { if (last) trained.arm(); loss.backward(); }
+//   waited_s = trained.finish(1.0 / num_global_labels);
+//   trained.before_update(clip_factor);
+//   optimizer.step(lr);
+//   waited_s += trained.after_update();
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "comm/communicator.h"
+#include "models/parallel/dp_parts.h"
+#include "trainer/config.h"
+#include "trainer/grad_reducer.h"
+#include "trainer/parameter.h"
+
+namespace uqa::trainer {
+
+/// Of parallel.shard. Error(kConfig) for a name that is none.
+[[nodiscard]] models::Shard parse_shard(const std::string& name);
+
+/// Owns the gradients of the parameters it is given. All members are called by all ranks of the mesh at the same steps.
+class TrainedParameters {
+ public:
+  /// `parameters` as GradReducer takes them.
+  TrainedParameters(const std::vector<NamedParameter>& parameters, const comm::Mesh& mesh, const ParallelConfig& parallel);
+
+  /// What the optimizer of this rank updates, each with its gradient and layout. Parts have the names of their parameters.
+  [[nodiscard]] const std::vector<NamedParameter>& updated() const { return updated_; }
+
+  /// GradReducer's.
+  void begin_step() { reducer_.begin_step(); }
+  void arm() { reducer_.arm(); }
+  [[nodiscard]] double finish(double scale) { return reducer_.finish(scale); }
+  [[nodiscard]] double global_norm() const { return reducer_.global_norm(); }
+
+  /// Multiplies the gradients by `factor` (1 leaves them) and gives updated() theirs. Once before each update. Local.
+  void before_update(double factor);
+  /// Brings every parameter up to date from the parts that ranks have updated. Returns the seconds that it took. Collective over dp where parameters
+  /// are cut.
+  [[nodiscard]] double after_update();
+
+ private:
+  /// A parameter of which this rank updates a part.
+  struct Cut {
+    NamedParameter whole;
+    Tensor part;
+    models::SliceRange range;  ///< of dp_dim(whole.layout)
+    bool is_view = false;      ///< part and its gradient share the whole's memory
+  };
+  /// Parameters whose parts travel together.
+  struct Message {
+    models::DpExchange exchange;
+    std::vector<Tensor> parts, wholes;
+  };
+  void cut_for_updates(const comm::Communicator& dp, std::int64_t message_bytes);
+
+  std::vector<NamedParameter> parameters_, updated_;
+  GradReducer reducer_;
+  std::vector<Cut> cuts_;
+  std::vector<Message> messages_;
+};
+
+}  // namespace uqa::trainer

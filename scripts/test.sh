@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Sets everything up, builds, and runs all tests with ctest.
 # Usage: scripts/test.sh [--long] [ctest options]      for example: scripts/test.sh -L golden
-#   --long   also a two-node Slurm on this machine, the sanitizer build of the torch-free libraries, and exports under stock transformers (tests/interop; 5 GB for .venv-interop)
+#   --long   also the sanitizer build of the torch-free libraries, and exports under stock transformers (tests/interop; 5 GB for .venv-interop)
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
@@ -25,7 +25,6 @@ build() {
   cmake --build --preset "$1" -- --quiet
 }
 
-if [ "$long" = 1 ]; then cmake --preset release -DUQA_SLURM_TEST=ON >/dev/null; fi
 build release
 if [ "$long" = 1 ]; then
   build asan

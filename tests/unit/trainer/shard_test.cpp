@@ -112,7 +112,7 @@ class ShardedPretrain : public ::testing::TestWithParam<std::string> {
   [[nodiscard]] fs::path path(const std::string& name) const { return dir_.path() / name; }
   [[nodiscard]] static std::vector<ShardLayout> layouts() {
     std::vector<ShardLayout> all{{.shard = "none", .dp = 3}};  // others without sharding: pretrain_parity, tensor_parallel
-    for (const char* shard : {"optimizer"}) {
+    for (const char* shard : {"optimizer", "full"}) {
       for (const int dp : {2, 3, 4}) all.push_back({.shard = shard, .dp = dp});
       all.push_back({.shard = shard, .dp = 2, .tp = 2});
       all.push_back({.shard = shard, .dp = 2, .tables = "sharded"});
@@ -144,7 +144,8 @@ TEST_P(ShardedPretrain, AdamWTakesTheStepsOfOneRank) {
   auto config = config_of(GetParam());
   config.loop.optim = {.peak_lr = 5e-3, .weight_decay = 0.01, .clip_norm = 1.0};
   const auto one = train(config, {}, path("one"));
-  for (const ShardLayout& layout : {ShardLayout{.shard = "optimizer"}, ShardLayout{.shard = "optimizer", .dp = 4}, ShardLayout{.shard = "optimizer", .dp = 2, .tp = 2, .tables = "sharded"}}) {
+  for (const ShardLayout& layout : {ShardLayout{.shard = "optimizer"}, ShardLayout{.shard = "optimizer", .dp = 4}, ShardLayout{.shard = "optimizer", .dp = 2, .tp = 2, .tables = "sharded"}, ShardLayout{.shard = "full", .dp = 4},
+                                  ShardLayout{.shard = "full", .dp = 2, .tp = 2, .tables = "sharded"}}) {
     const auto many = train(config, layout, path(layout.name()));
     std::string where;
     EXPECT_LE(error_of(without_key_bias(many.weights), without_key_bias(one.weights), &where), 1e-4) << layout.name() << " " << where;
@@ -163,8 +164,8 @@ TEST_P(ShardedCheckpoint, GoesOnAtAnyLayoutAndBitForBitAtItsOwn) {
   config.loop.train.max_steps = 10;
   config.loop.checkpoint.every_steps = 5;
   config.loop.checkpoint.keep = 10;
-  const std::vector<ShardLayout> from{{.shard = "optimizer", .dp = 2, .tp = 2, .tables = "sharded"}, {.shard = "optimizer", .dp = 3}, {.shard = "none", .dp = 2, .tp = 2}};
-  const std::vector<ShardLayout> to{{}, {.tp = 4}, {.shard = "optimizer", .dp = 4}, {.shard = "optimizer", .dp = 2, .tp = 2}, {.shard = "optimizer", .dp = 3, .tables = "sharded"}};
+  const std::vector<ShardLayout> from{{.shard = "optimizer", .dp = 2, .tp = 2, .tables = "sharded"}, {.shard = "full", .dp = 2, .tp = 2}, {.shard = "none", .dp = 3}};
+  const std::vector<ShardLayout> to{{}, {.tp = 4}, {.shard = "optimizer", .dp = 4}, {.shard = "full", .dp = 4}, {.shard = "full", .dp = 2, .tp = 2, .tables = "sharded"}};
   for (const auto& first : from) {
     const auto whole = train(config, first, path(first.name()));
     const auto go_on = [&](const ShardLayout& second) {
@@ -198,12 +199,14 @@ struct Gradients {
 Gradients gradients_on(const PretrainConfig& config, const comm::Mesh& mesh, const std::vector<std::int64_t>& samples) {
   PretrainTask task(config, mesh);
   task.set_training(true);
-  TrainedParameters trained(task.parameters(), mesh, config.loop.parallel);
+  TrainedParameters trained(task.parameters(), task.layered_models(), mesh, config.loop.parallel);
   const auto batch = task.load(samples);
   trained.begin_step();
   trained.arm();
+  trained.begin_micro_step();
   const auto loss = task.loss_sum(*batch, 0, {.seed = 3, .step = 1, .micro_step = 0});
   if (loss.requires_grad()) loss.backward();
+  trained.end_micro_step();
   static_cast<void>(trained.finish(0.25));
   Gradients gradients{.whole = {}, .updated_elements = 0, .norm = trained.global_norm()};
   trained.before_update(1);
@@ -253,22 +256,25 @@ TEST(Shard, AParameterWithoutDimensionsAndAnUnusedOneKeepTheirValues) {
     const auto scale = leaf(at::full({}, 2.0)), used = leaf(at::sin(at::arange(10, at::kFloat)).view({5, 2})), unused = leaf(at::ones({3}));
     const std::vector<NamedParameter> parameters{{"scale", scale}, {"used", used, 0.5}, {"unused", unused}};
     const comm::Mesh mesh(world, 0, 1);
-    TrainedParameters trained(parameters, mesh, {.shard = shard});
+    TrainedParameters trained(parameters, {}, mesh, {.shard = shard});
     Optimizer optimizer(trained.updated(), {});
     for (int step = 0; step < 3; ++step) {
       trained.begin_step();
       trained.arm();
+      trained.begin_micro_step();
       (used.square().sum() * scale * (1.0 / world.size())).backward();
+      trained.end_micro_step();
       static_cast<void>(trained.finish(1));
       trained.before_update(0.5);
       optimizer.step(0.1);
       static_cast<void>(trained.after_update());
     }
+    trained.make_whole();
     return std::map<std::string, Tensor>{{"scale", scale.detach()}, {"used", used.detach()}, {"unused", unused.detach()}};
   };
   const auto one = steps(comm::Communicator(), "optimizer");
   EXPECT_LT(one.at("scale").item<float>(), 1.8F);
-  for (const char* shard : {"none", "optimizer"}) {
+  for (const char* shard : {"none", "optimizer", "full"}) {
     comm::run_ranks(3, [&](const comm::Communicator& world) { EXPECT_LE(error_of(steps(world, shard), one), 1e-5) << shard; });
   }
 }

@@ -5,6 +5,7 @@
 
 #include <gtest/gtest.h>
 
+#include "models/cost.h"
 #include "models/tensor_io.h"
 #include "tests/support/expect_error.h"
 #include "tests/support/temp_dir.h"
@@ -276,6 +277,40 @@ TEST(Shard, AParameterWithoutDimensionsAndAnUnusedOneKeepTheirValues) {
   EXPECT_LT(one.at("scale").item<float>(), 1.8F);
   for (const char* shard : {"none", "optimizer", "full"}) {
     comm::run_ranks(3, [&](const comm::Communicator& world) { EXPECT_LE(error_of(steps(world, shard), one), 1e-5) << shard; });
+  }
+}
+
+TEST(Shard, BytesOnTheWireAreThoseOfTheFormula) {
+  const tests::TempDir dir;
+  auto config = test::tiny_config(test::write_tiny_data(dir.path()), "trm_plus");
+  config.loop.batch.micro_users = 0;
+  for (const char* shard : {"none", "optimizer", "full"}) {
+    config.loop.parallel.shard = shard;
+    config.loop.parallel.tables = "replicated";
+    comm::run_ranks(4, [&](const comm::Communicator& world) {
+      const comm::Mesh mesh(world, 4, 1);
+      PretrainTask task(config, mesh);
+      TrainedParameters trained(task.parameters(), task.layered_models(), mesh, config.loop.parallel);
+      const auto model = resolve(config.model, task.dataset().schema());
+      const auto formula = models::wire_bytes(model, {.ranks = 4, .sharded = false, .shard = parse_shard(shard), .micro_steps = 2}).dense;
+      const auto batch = task.load({world.rank()});
+      const auto before = mesh.dp().bytes_sent();
+      trained.begin_step();
+      for (int micro = 0; micro < 2; ++micro) {
+        if (micro == 1) trained.arm();
+        trained.begin_micro_step();
+        task.loss_sum(*batch, 0, {}).backward();
+        trained.end_micro_step();
+      }
+      static_cast<void>(trained.finish(1));
+      trained.before_update(1);
+      static_cast<void>(trained.after_update());
+      const double counted = comm::sum_in_order(static_cast<double>(mesh.dp().bytes_sent() - before), world) / 4;
+      // Gradients begin at cache lines of their buckets.
+      EXPECT_GE(counted, formula - 1) << shard;
+      EXPECT_LE(counted, formula + (shard == std::string("full") ? 1 : 2 * 15 * 4 * static_cast<double>(task.parameters().size()))) << shard;
+      EXPECT_GT(formula, 10'000) << shard;
+    });
   }
 }
 

@@ -61,8 +61,7 @@ LayerShards::LayerShards(const std::vector<NamedParameter>& parameters, const st
   const at::NoGradGuard no_grad;
   std::map<const void*, std::size_t> layer_of;
   std::size_t num_layers = 0;
-  for (auto* model : models_) {
-    model->watch_layers(this, static_cast<std::int64_t>(num_layers));
+  for (const auto* model : models_) {
     for (const auto& layer : model->layer_parameters()) {
       for (const auto& parameter : layer) {
         UQA_CHECK(layer_of.emplace(parameter.unsafeGetTensorImpl(), num_layers).second, ErrorCode::kInternal, "a parameter of layer {} is also one of layer {}", num_layers,
@@ -97,6 +96,11 @@ LayerShards::LayerShards(const std::vector<NamedParameter>& parameters, const st
     events_.push_back({Action::kReduce, unit});
   }
   release();
+  std::int64_t first = 0;
+  for (auto* model : models_) {
+    model->watch_layers(this, first);
+    first += static_cast<std::int64_t>(model->layer_parameters().size());
+  }
 }
 
 LayerShards::~LayerShards() {

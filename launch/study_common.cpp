@@ -137,27 +137,74 @@ std::vector<PlannedRun> plan_runs(const StudyRuns& study, const trainer::study::
   return planned;
 }
 
+namespace {
+
+/// parallel.tp, parallel.tables or parallel.table_group, the words that apply_layouts() gives.
+bool is_layout_word(const std::string& word) {
+  return word.starts_with("--parallel.tp=") || word.starts_with("--parallel.tables=") || word.starts_with("--parallel.table_group=");
+}
+
+std::vector<std::string> without_layout(std::vector<std::string> words) {
+  std::erase_if(words, is_layout_word);
+  return words;
+}
+
+/// The runs of an earlier call; empty without one.
+std::vector<Run> runs_before(const fs::path& directory) {
+  const fs::path path = directory / "runs.json";
+  return fs::exists(path) ? trainer::study::runs_from_json(read_json(path), path.string()) : std::vector<Run>{};
+}
+
+/// The same stage of the same run in an earlier call, if it has begun; null otherwise.
+const StageCommand* begun_before(const std::vector<Run>& before, const Run& run, const StageCommand& stage) {
+  const auto old = std::ranges::find(before, run.name, &Run::name);
+  if (old == before.end() || !fs::exists(stage.directory)) return nullptr;
+  const auto same = std::ranges::find(old->stages, stage.stage, &StageCommand::stage);
+  return same == old->stages.end() ? nullptr : &*same;
+}
+
+}  // namespace
+
+void apply_layouts(StudyRuns& study, const std::vector<PlannedRun>& planned) {
+  const auto before = runs_before(study.study.directory);
+  for (std::size_t i = 0; i < study.runs.size(); ++i) {
+    auto plan = planned[i].stages.begin();
+    for (auto& stage : study.runs[i].stages) {
+      if (stage.stage != "pretrain" && stage.stage != "align") continue;
+      const auto& layout = (plan++)->layout;
+      if (std::ranges::any_of(stage.argv, is_layout_word)) continue;
+      if (const auto* old = begun_before(before, study.runs[i], stage); old != nullptr && without_layout(old->argv) == stage.argv) {
+        stage.argv = old->argv;
+        continue;
+      }
+      if (layout.tp > 1) stage.argv.push_back(fmt::format("--parallel.tp={}", layout.tp));
+      if (stage.stage != "pretrain") continue;
+      if (layout.table_group > 1) {
+        stage.argv.push_back("--parallel.tables=sharded");
+        stage.argv.push_back(fmt::format("--parallel.table_group={}", layout.table_group));
+      } else {
+        stage.argv.push_back("--parallel.tables=replicated");
+      }
+    }
+  }
+}
+
 void write_study(const StudyRuns& study, const std::vector<PlannedRun>& planned) {
   const auto& directory = study.study.directory;
   std::error_code ec;
   fs::create_directories(directory / "runs", ec);
   UQA_CHECK(!ec, ErrorCode::kConfig, "cannot create {}: {}; give another directory in the study file", (directory / "runs").string(), ec.message());
-  const fs::path path = directory / "runs.json";
-  if (fs::exists(path, ec)) {
-    const auto before = trainer::study::runs_from_json(read_json(path), path.string());
-    for (const auto& run : study.runs) {
-      const auto old = std::find_if(before.begin(), before.end(), [&](const Run& other) { return other.name == run.name; });
-      if (old == before.end()) continue;
-      for (const auto& stage : run.stages) {
-        const auto same = std::find_if(old->stages.begin(), old->stages.end(), [&](const auto& other) { return other.stage == stage.stage; });
-        if (same == old->stages.end() || same->argv == stage.argv || !fs::exists(stage.directory, ec)) continue;
-        const auto [was, is] = std::mismatch(same->argv.begin(), same->argv.end(), stage.argv.begin(), stage.argv.end());
-        UQA_FAIL(ErrorCode::kConfig, "run {} in {} has begun with other settings: {} then, {} now; restore the study file, or give another directory in it", run.name,
-                 directory.string(), was == same->argv.end() ? "nothing" : *was, is == stage.argv.end() ? "nothing" : *is);
-      }
+  const auto before = runs_before(directory);
+  for (const auto& run : study.runs) {
+    for (const auto& stage : run.stages) {
+      const auto* same = begun_before(before, run, stage);
+      if (same == nullptr || same->argv == stage.argv) continue;
+      const auto [was, is] = std::mismatch(same->argv.begin(), same->argv.end(), stage.argv.begin(), stage.argv.end());
+      UQA_FAIL(ErrorCode::kConfig, "run {} in {} has begun with other settings: {} then, {} now; restore the study file, or give another directory in it", run.name,
+               directory.string(), was == same->argv.end() ? "nothing" : *was, is == stage.argv.end() ? "nothing" : *is);
     }
   }
-  write_file_atomic(path, trainer::study::to_json(study.runs).dump(1) + "\n");
+  write_file_atomic(directory / "runs.json", trainer::study::to_json(study.runs).dump(1) + "\n");
   Json plans = Json::array();
   for (std::size_t i = 0; i < planned.size(); ++i) {
     Json stages = Json::array();

@@ -38,6 +38,10 @@ struct PlannedRun {
 /// hardware.ini in the study's directory, where plan --calibrate puts it.
 [[nodiscard]] fs::path hardware_file_of(const trainer::study::Study& study);
 
+/// Gives the stages of every run the words of the layout that was planned for them. A stage whose study file sets a layout keeps it, and so does one that
+/// has begun: its words are those of runs.json.
+void apply_layouts(StudyRuns& study, const std::vector<PlannedRun>& planned);
+
 /// Writes runs.json and study.json. Error(kConfig) when a run that has begun would have other settings now.
 void write_study(const StudyRuns& study, const std::vector<PlannedRun>& planned);
 

@@ -206,14 +206,19 @@ class StudyRunCommand final : public Command {
     if (is_task) opened.runs = study::runs_from_json(read_json(written), written.string());
     UQA_CHECK(index_ >= -1 && index_ < static_cast<std::int64_t>(opened.runs.size()), ErrorCode::kConfig, "--index = {}, the study has runs 0 to {}", index_,
               opened.runs.size() - 1);
-    const auto planned = plan(opened);
-    if (!is_task) write_study(opened, planned);
+    std::vector<PlannedRun> planned;
+    if (!is_task) {
+      planned = plan(opened);
+      // Without figures of a machine no layout is better than another: the stages' own defaults hold.
+      if (launcher_ != "local" && opened.study.ranks > 1 && fs::exists(hardware_file_of(opened.study))) apply_layouts(opened, planned);
+      write_study(opened, planned);
+    }
     std::deque<std::size_t> waiting;
     std::size_t over_budget = 0;
     for (std::size_t i = 0; i < opened.runs.size(); ++i) {
       if (index_ >= 0 && static_cast<std::size_t>(index_) != i) continue;
       if (study::is_finished(opened.runs[i])) continue;
-      if (!planned[i].in_budget) {
+      if (!is_task && !planned[i].in_budget) {
         ++over_budget;
         continue;
       }
@@ -274,6 +279,7 @@ class StudyRunCommand final : public Command {
       if (array.empty()) continue;
       if (array_limit_ > 0) array += fmt::format("%{}", array_limit_);
       std::vector<std::string> argv{"sbatch", "--parsable", fmt::format("--array={}", array), fmt::format("--job-name=uqa-{}", opened.study.name)};
+      if (opened.study.ranks > 1) argv.push_back(fmt::format("--ntasks={}", opened.study.ranks));
       if (!phase_job.empty()) argv.push_back(fmt::format("--dependency=afterok:{}", phase_job));
       for (auto& word : words_of(sbatch_options_)) argv.push_back(std::move(word));
       argv.push_back(sbatch_);

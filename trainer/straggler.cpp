@@ -37,7 +37,7 @@ StragglerReport StragglerWatch::add(std::span<const RankTimes> ranks) {
   report.excess = median_busy > 0 ? slowest->busy_s() / median_busy - 1 : 0;
   const double data = slowest->data_wait_s - lower_median(ranks, [](const auto& rank) { return rank.data_wait_s; });
   const double compute = slowest->compute_s() - lower_median(ranks, [](const auto& rank) { return rank.compute_s(); });
-  const bool behind = report.excess > kExcess;
+  const bool behind = report.excess > kExcess && slowest->busy_s() - median_busy > kLeastExcess_s;
   if (behind || ranks.size() == 1) {
     report.where = ranks.size() == 1 ? (slowest->data_wait_s > slowest->compute_s() ? "data" : "compute") : data > compute ? "data" : "compute";
   } else {

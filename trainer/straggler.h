@@ -36,7 +36,8 @@ struct StragglerReport {
 /// Steps end together, so a slow rank shows not in its step time but in the others waiting for it.
 class StragglerWatch {
  public:
-  static constexpr double kExcess = 0.15;       ///< a rank is slow when it is busy this much longer than the median
+  static constexpr double kExcess = 0.15;       ///< a rank is slow when it is busy this much longer than the median,
+  static constexpr double kLeastExcess_s = 0.1; ///< and at least so much of an interval: steps of milliseconds vary by more than their length
   static constexpr std::int64_t kIntervals = 3; ///< in a row, the same rank: persistent; told again when twice as many
   [[nodiscard]] StragglerReport add(std::span<const RankTimes> ranks);
 

@@ -16,6 +16,8 @@ trap cleanup EXIT
 fail() {
   echo "FAILED: $*"
   squeue 2>/dev/null
+  scontrol show job 2>/dev/null | grep -E "JobId|JobState|EligibleTime|Requeue|ExitCode"
+  scontrol show node 2>/dev/null | grep -E "NodeName|State|Reason"
   tail -n 20 "$work"/*.out "$work"/cluster/slurmctld.log "$work"/study/runs/*/*.log 2>/dev/null
   exit 1
 }

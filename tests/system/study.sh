@@ -86,4 +86,19 @@ fi
 grep -q "resumed from" index.err || { cat index.err; fail "the stopped run started anew"; }
 grep -q '"steps": 80' out.txt || { cat out.txt; fail "--index 0 does not print what the stage prints"; }
 [ ! -e stop/runs/s2 ] || fail "--index 0 ran another run"
+
+# Under mpirun a run gets the layout that was planned for a machine that is known; what has begun keeps its own when the figures change.
+printf '[study]\ndata = mini/data\ndirectory = ranks\nranks = 2\n[axes]\nseed = 1\n[pretrain]\ntrain.epochs = 1\nmodel.hidden = 16\nparallel.table_min_rows = 8\ndata.split = ratio:0.9\ntrain.num_threads = 1\n' > ranks.ini
+layout() { grep -o -- '--parallel.tables=[a-z]*' ranks/runs.json; }
+"$uqa" study plan --study ranks.ini --hardware "$source/recipes/hardware/h100x8.ini" --output ranks-plan.json > plan.txt 2>err.txt || { cat err.txt; fail "plan of two ranks"; }
+mkdir -p ranks
+cp "$source/recipes/hardware/h100x8.ini" ranks/hardware.ini
+"$uqa" study run --study ranks.ini --launcher mpirun > out.txt 2>err.txt || { cat err.txt ranks/runs/*/*.log; fail "a study under mpirun"; }
+grep -q '"world": *2' ranks/runs/s1/pretrain/run.json || fail "the run had not two ranks"
+planned=$(layout) && [ -n "$planned" ] || { cat ranks/runs.json; fail "no layout in runs.json"; }
+group=$("$source/.venv/bin/python" -c "import json; print(json.load(open('ranks-plan.json'))['runs'][0]['stages'][0]['layout']['table_group'])")
+[ "$planned" = "--parallel.tables=$([ "$group" -gt 1 ] && echo sharded || echo replicated)" ] || fail "planned groups of $group, run with $planned"
+sed -i 's/^node_bytes_per_s = .*/node_bytes_per_s = 1/' ranks/hardware.ini
+"$uqa" study run --study ranks.ini --launcher mpirun > out.txt 2>err.txt || { cat err.txt; fail "a finished study with other figures"; }
+[ "$(layout)" = "$planned" ] || fail "a run that has begun got another layout"
 echo "study passed"

@@ -128,10 +128,10 @@ class ShardedPretrain : public ::testing::TestWithParam<std::string> {
 
 TEST_P(ShardedPretrain, SgdTakesTheStepsOfOneRank) {
   auto config = config_of(GetParam());
-  config.loop.optim = {.peak_lr = 0.1, .clip_norm = 0.5, .kind = "sgd"};
+  config.loop.optim = {.peak_lr = 0.1, .clip_norm = 0.05, .kind = "sgd"};
   const auto one = train(config, {}, path("one"));
   ASSERT_EQ(one.losses.size(), 20U);
-  EXPECT_GT(one.norms.front(), 0.5) << "clipping must matter";
+  EXPECT_GT(one.norms.front(), 0.05) << "clipping must matter";
   for (const auto& layout : layouts()) {
     const auto many = train(config, layout, path(layout.name()));
     std::string where;

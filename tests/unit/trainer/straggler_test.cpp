@@ -54,6 +54,17 @@ TEST(Straggler, OnlyAPersistentOneIsWarnedAboutAndLessAndLessOften) {
   EXPECT_FALSE(watch.add(slow_1).warning.empty());
 }
 
+TEST(Straggler, MillisecondsAreNoReasonToWarn) {
+  StragglerWatch watch;
+  const std::vector<RankTimes> uneven{{0.02, 0, 0.018}, {0.02, 0, 0.002}};
+  for (int interval = 0; interval < 5; ++interval) {
+    const auto report = watch.add(uneven);
+    EXPECT_EQ(report.slowest_rank, 1);
+    EXPECT_GT(report.excess, 1);
+    EXPECT_TRUE(report.warning.empty());
+  }
+}
+
 TEST(Straggler, OneRankAloneIsNeverBehind) {
   StragglerWatch watch;
   const std::vector<RankTimes> alone{{10, 6, 0}};

@@ -179,7 +179,7 @@ class BenchCommand final : public Command {
       const auto layout = layouts.find(item.key());
       parameters.push_back({item.key(), item.value(), 1, layout == layouts.end() ? models::ParameterLayout{} : layout->second});
     }
-    trainer::TrainedParameters trained(parameters, mesh, parallel_);
+    trainer::TrainedParameters trained(parameters, {&model->layers()}, mesh, parallel_);
     trainer::Optimizer optimizer(trained.updated(), {});
 
     std::vector<double> seconds, rates, exposed;
@@ -198,10 +198,12 @@ class BenchCommand final : public Command {
       const auto begin = Clock::now();
       trained.begin_step();
       trained.arm();
+      trained.begin_micro_step();
       const auto states_TH = model->forward(made.batch, {.seed = static_cast<std::uint64_t>(seed_), .step = step, .micro_step = 0});
       const auto loss = models::item_softmax_loss(model->item_hiddens(states_TH), model->item_table(), made.targets_T, {.bf16 = dtype_ == "bf16"},
                                                   model->item_shards());
       loss.backward();
+      trained.end_micro_step();
       double waited_s = trained.finish(1.0 / static_cast<double>(global_rows));
       trained.before_update(1);
       optimizer.step(1e-4);

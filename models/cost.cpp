@@ -1,6 +1,7 @@
 #include "models/cost.h"
 
 #include <algorithm>
+#include <numeric>
 
 #include "core/error.h"
 
@@ -72,6 +73,15 @@ ParameterCounts count_parameters(const UserModelConfig& config) {
   return counts;
 }
 
+std::vector<std::int64_t> count_layer_parameters(const UserModelConfig& config) {
+  std::vector<std::int64_t> counts;
+  for (std::int64_t i = 0; i < config.num_layers; ++i) {
+    const Part layer = layer_of(config, i);
+    counts.push_back(layer.matrices + layer.others);
+  }
+  return counts;
+}
+
 std::int64_t count_adapter_parameters(std::int64_t encoder_hidden, std::int64_t llm_hidden) { return (encoder_hidden + 1) * llm_hidden; }
 
 FlopCounts forward_flops(const UserModelConfig& config, double num_interactions, double mean_length, double num_labels) {
@@ -105,9 +115,19 @@ WireBytes wire_bytes(const UserModelConfig& config, const WireShape& shape) {
     const double share = shape.distinct_ids.at(t) / tp;  // of the ids: fetched by one tp peer
     bytes.tables += others * share * (kId + 2 * dim * kFloat) + (tp - 1) * share * dim * kFloat + ring(groups) * elements / n * kFloat;
   }
-  // Each way of a ring all-reduce; the updated parts travel as far as one of them.
+  // A gather or a reduce-scatter sends each element so far; a ring all-reduce is one of each.
   const double one_way = (dp - 1) / dp * kFloat;
-  bytes.dense = (shape.shard == Shard::kOptimizer ? 3 : 2) * one_way * dense;
+  switch (shape.shard) {
+    case Shard::kNone: bytes.dense = 2 * one_way * dense; break;
+    case Shard::kOptimizer: bytes.dense = 3 * one_way * dense; break;
+    case Shard::kFull: {
+      // What is outside of layers: gathered and reduced once. Layers: gathered forward and, but for the last, backward, and reduced, in each pass.
+      const auto layers = count_layer_parameters(config);
+      const auto in_layers = static_cast<double>(std::accumulate(layers.begin(), layers.end(), std::int64_t{0}));
+      bytes.dense = one_way * (2 * (dense - in_layers) + shape.micro_steps * (3 * in_layers - static_cast<double>(layers.back())));
+      break;
+    }
+  }
   if (is_cut(config.table(config.features.front().table))) {
     const double rows = shape.num_labels / tp, dim = static_cast<double>(config.item_dim()), hidden = shape.bf16 ? 2 : kFloat;
     const double gathered = (n - 1) * rows * (dim * hidden + kId), sums = ring(n) * n * rows * 3 * kFloat;

@@ -17,6 +17,8 @@ struct ParameterCounts {
   [[nodiscard]] std::int64_t total() const { return tables + projections + backbone; }
 };
 [[nodiscard]] ParameterCounts count_parameters(const UserModelConfig& config);
+/// Of each layer of the backbone, first to last.
+[[nodiscard]] std::vector<std::int64_t> count_layer_parameters(const UserModelConfig& config);
 /// Linear + mean-pool adapter.
 [[nodiscard]] std::int64_t count_adapter_parameters(std::int64_t encoder_hidden, std::int64_t llm_hidden);
 
@@ -47,6 +49,7 @@ struct WireShape {
   bool sharded = true;                   ///< tables cut by rows (those of at least table_min_rows rows)
   std::int64_t table_min_rows = 4096;
   Shard shard = Shard::kNone;            ///< of what is not in cut tables
+  int micro_steps = 1;                   ///< passes of a step: with Shard::kFull each gathers the layers
   bool bf16 = false;                     ///< of the item softmax: hiddens travel in two bytes
   double num_labels = 0;                 ///< labelled rows of one batch
   std::vector<double> distinct_ids = {}; ///< of one batch in each table (config.tables order)

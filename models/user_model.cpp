@@ -234,6 +234,8 @@ std::map<std::string, ParameterLayout> UserModelImpl::own_layouts() const {
   return layouts;
 }
 
+Layered& UserModelImpl::layers() const { return *modules_->backbone; }
+
 UserBatch UserModelImpl::empty_batch() const {
   UserBatch batch;
   for (std::size_t f = 0; f < config_.features.size(); ++f) batch.features.push_back({.values = at::empty({0}, at::kLong), .offsets = {}});

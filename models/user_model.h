@@ -9,6 +9,7 @@
 #include <string>
 #include <vector>
 
+#include "models/layered.h"
 #include "models/loss/item_softmax.h"
 #include "models/packed.h"
 #include "models/parallel/layout.h"
@@ -88,7 +89,7 @@ struct UserBatch {
 };
 
 /// An encoder backbone: x [T, H] -> states [T, H]; row t depends only on rows of its own sequence up to t.
-class EncoderImpl : public torch::nn::Module {
+class EncoderImpl : public torch::nn::Module, public Layered {
  public:
   virtual Tensor forward(const Tensor& x_TH, const PackedLayout& layout, const DropoutContext& context) = 0;
   /// Sets every parameter as the reference does; `prefix` is the encoder's name in the model, with its dot ("backbone.").
@@ -117,6 +118,8 @@ class UserModelImpl : public torch::nn::Module, public HasLayouts {
   /// Some table is cut over more than one rank.
   [[nodiscard]] bool shards_tables() const;
   [[nodiscard]] std::map<std::string, ParameterLayout> own_layouts() const override;
+  /// The layers of the backbone.
+  [[nodiscard]] Layered& layers() const;
   /// A batch of no users, as a rank without work needs it.
   [[nodiscard]] UserBatch empty_batch() const;
   [[nodiscard]] const UserModelConfig& config() const { return config_; }

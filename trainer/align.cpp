@@ -202,6 +202,13 @@ std::vector<NamedParameter> AlignTask::parameters() const {
   return parameters;
 }
 
+std::vector<models::Layered*> AlignTask::layered_models() const {
+  auto& s = *impl_;
+  std::vector<models::Layered*> models{s.llm.get()};
+  if (s.soft) models.insert(models.begin(), &s.users->encoder()->layers());
+  return models;
+}
+
 std::int64_t AlignTask::num_samples() const { return static_cast<std::int64_t>(impl_->questions->train().size()); }
 
 std::int64_t AlignTask::cost(std::int64_t sample) const { return impl_->rows_of_group[static_cast<std::size_t>(sample)]; }

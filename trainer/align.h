@@ -126,6 +126,7 @@ class AlignTask : public TrainingTask {
 
   [[nodiscard]] std::string stage() const override { return "align"; }
   [[nodiscard]] std::vector<NamedParameter> parameters() const override;
+  [[nodiscard]] std::vector<models::Layered*> layered_models() const override;
   [[nodiscard]] std::int64_t num_samples() const override;
   [[nodiscard]] std::int64_t cost(std::int64_t sample) const override;
   [[nodiscard]] std::unique_ptr<TaskBatch> load(const std::vector<std::int64_t>& samples) const override;

@@ -36,8 +36,8 @@ struct ParallelConfig {
   std::string tables = "sharded";  ///< feature tables and item softmax: "sharded" by rows over a table group (nothing is cut on one rank), or "replicated"
   std::int64_t table_group = 0;   ///< ranks that hold the sharded tables once; 0: the world, at most 64. Divides the world, a multiple of tp
   std::int64_t table_min_rows = 4096;  ///< tables with fewer rows are replicated in any case; >= 0
-  /// What data-parallel ranks share out instead of each holding all of it: "none", or "optimizer" (its state; each rank updates a part of every
-  /// parameter). Row-sharded tables stay as they are.
+  /// What data-parallel ranks share out instead of each holding all of it: "none", "optimizer" (its state; each rank updates a part of every
+  /// parameter), or "full" (parameters and gradients, too; a layer's are gathered while it runs). Row-sharded tables stay as they are.
   std::string shard = "none";
   double bucket_bytes = 25e6;     ///< size of a gradient bucket; > 0
   void validate() const;

@@ -101,6 +101,8 @@ std::vector<NamedParameter> PretrainTask::parameters() const {
   return parameters;
 }
 
+std::vector<models::Layered*> PretrainTask::layered_models() const { return {&impl_->model->layers()}; }
+
 std::int64_t PretrainTask::num_samples() const { return static_cast<std::int64_t>(impl_->splits.train.size()); }
 
 std::int64_t PretrainTask::cost(std::int64_t sample) const {

@@ -7,19 +7,48 @@ namespace uqa::trainer {
 
 using models::Shard;
 
+namespace {
+
+/// One data-parallel rank has nobody to share with.
+Shard mode_of(const ParallelConfig& parallel, const comm::Mesh& mesh) {
+  const auto mode = parse_shard(parallel.shard);
+  return mesh.dp().size() == 1 ? Shard::kNone : mode;
+}
+
+/// Those that can, or cannot, be cut over dp.
+std::vector<NamedParameter> select(const std::vector<NamedParameter>& parameters, bool can_be_cut) {
+  std::vector<NamedParameter> some;
+  for (const auto& parameter : parameters) {
+    if (models::can_cut_over_dp(parameter.tensor, parameter.layout) == can_be_cut) some.push_back(parameter);
+  }
+  return some;
+}
+
+}  // namespace
+
 Shard parse_shard(const std::string& name) {
   if (name == "none") return Shard::kNone;
   if (name == "optimizer") return Shard::kOptimizer;
-  UQA_FAIL(ErrorCode::kConfig, "parallel.shard = {}, must be none or optimizer; change --parallel.shard", name);
+  if (name == "full") return Shard::kFull;
+  UQA_FAIL(ErrorCode::kConfig, "parallel.shard = {}, must be none, optimizer or full; change --parallel.shard", name);
 }
 
-TrainedParameters::TrainedParameters(const std::vector<NamedParameter>& parameters, const comm::Mesh& mesh, const ParallelConfig& parallel)
-    : parameters_(parameters), reducer_(parameters, mesh, static_cast<std::int64_t>(parallel.bucket_bytes)) {
-  if (parse_shard(parallel.shard) == Shard::kNone || mesh.dp().size() == 1) {
-    updated_ = parameters_;
-    return;
+TrainedParameters::TrainedParameters(const std::vector<NamedParameter>& parameters, const std::vector<models::Layered*>& models, const comm::Mesh& mesh,
+                                     const ParallelConfig& parallel)
+    : mesh_(mesh),
+      mode_(mode_of(parallel, mesh)),
+      parameters_(parameters),
+      shards_(mode_ == Shard::kFull ? std::make_unique<LayerShards>(select(parameters, true), models, mesh.dp()) : nullptr),
+      reducer_(shards_ ? select(parameters, false) : parameters, mesh, static_cast<std::int64_t>(parallel.bucket_bytes)) {
+  switch (mode_) {
+    case Shard::kNone: updated_ = parameters_; break;
+    case Shard::kOptimizer: cut_for_updates(mesh.dp(), static_cast<std::int64_t>(parallel.bucket_bytes)); break;
+    case Shard::kFull: {
+      auto part = shards_->parts().begin();
+      for (const auto& parameter : parameters_) updated_.push_back(models::can_cut_over_dp(parameter.tensor, parameter.layout) ? *part++ : parameter);
+      break;
+    }
   }
-  cut_for_updates(mesh.dp(), static_cast<std::int64_t>(parallel.bucket_bytes));
 }
 
 void TrainedParameters::cut_for_updates(const comm::Communicator& dp, std::int64_t message_bytes) {
@@ -65,10 +94,48 @@ void TrainedParameters::cut_for_updates(const comm::Communicator& dp, std::int64
   close();
 }
 
+void TrainedParameters::begin_step() {
+  reducer_.begin_step();
+  if (shards_) shards_->begin_step();
+}
+
+void TrainedParameters::begin_micro_step() {
+  if (shards_) shards_->begin_micro_step();
+}
+
+void TrainedParameters::end_micro_step() {
+  if (shards_) shards_->end_micro_step();
+}
+
+double TrainedParameters::finish(double scale) {
+  const double waited_s = reducer_.finish(scale);
+  if (!shards_) return waited_s;
+  shards_->finish(scale);
+  return waited_s + shards_->take_seconds();
+}
+
+double TrainedParameters::global_norm() const {
+  if (!shards_) return reducer_.global_norm();
+  std::vector<Tensor> gradients;
+  for (const auto& parameter : updated_) gradients.push_back(parameter.tensor.grad());
+  return gradient_norm(updated_, gradients, mesh_);
+}
+
+void TrainedParameters::make_whole() {
+  if (shards_) shards_->make_whole();
+}
+
+void TrainedParameters::release() {
+  if (shards_) shards_->release();
+}
+
 void TrainedParameters::before_update(double factor) {
   const at::NoGradGuard no_grad;
   if (factor != 1) {
     for (auto& gradient : reducer_.gradients()) gradient.mul_(factor);
+    if (shards_) {
+      for (const auto& part : shards_->parts()) part.tensor.grad().mul_(factor);
+    }
   }
   for (const auto& cut : cuts_) {
     if (cut.is_view) continue;

@@ -19,8 +19,8 @@
 namespace uqa::trainer {
 namespace {
 
-std::vector<NamedParameter> model_tensors(const TrainingTask& task) {
-  auto tensors = task.parameters();
+/// Parameters as checkpoints name them.
+std::vector<NamedParameter> model_tensors(std::vector<NamedParameter> tensors) {
   for (auto& parameter : tensors) parameter.name = "model." + parameter.name;
   return tensors;
 }
@@ -37,7 +37,7 @@ class Loop {
         num_samples_(task.num_samples()),
         steps_per_epoch_(data::batches_per_epoch(num_samples_, config.batch.global_users)),
         num_steps_(config.train.epochs * steps_per_epoch_),
-        trained_(task.parameters(), mesh, config.parallel),
+        trained_(task.parameters(), task.layered_models(), mesh, config.parallel),
         optimizer_(trained_.updated(), config.optim),
         writer_(run.checkpoints(), mesh.world(), config.checkpoint.keep),
         meter_(mesh) {
@@ -71,7 +71,7 @@ class Loop {
   }
 
   [[nodiscard]] std::vector<NamedParameter> checkpoint_tensors() const {
-    auto tensors = model_tensors(task_);
+    auto tensors = model_tensors(trained_.stored());
     for (auto& state : optimizer_.state()) tensors.push_back(std::move(state));
     return tensors;
   }
@@ -212,9 +212,11 @@ class Loop {
       if (micro + 1 == agreed.num_micro_batches) trained_.arm();
       // Dropout is keyed by step and sample; which micro-step a sample falls into depends on the world size and must not matter.
       const models::DropoutContext context{.seed = static_cast<std::uint64_t>(config_.train.seed), .step = result_.steps, .micro_step = 0};
+      trained_.begin_micro_step();
       const Tensor loss = task_.loss_sum(batch, micro, context);
       loss_sum += loss.item<double>();
       if (loss.requires_grad()) loss.backward();
+      trained_.end_micro_step();
     }
     // Mean over the labels of all ranks, not a mean of means.
     times.comm_exposed_s += trained_.finish(1.0 / static_cast<double>(std::max<std::int64_t>(agreed.num_labels, 1)));
@@ -245,11 +247,20 @@ class Loop {
     if (due || improved || last || result_.stopped_early) start_checkpoint();
   }
 
-  void evaluate() {
+  /// Runs `body` in eval mode with whole parameters.
+  template <typename Body>
+  auto outside_of_steps(const Body& body) {
+    trained_.make_whole();
     task_.set_training(false);
-    const auto begin = Clock::now();
-    const auto values = task_.evaluate(mesh_);
+    auto result = body();
     task_.set_training(true);
+    trained_.release();
+    return result;
+  }
+
+  void evaluate() {
+    const auto begin = Clock::now();
+    const auto values = outside_of_steps([&] { return task_.evaluate(mesh_); });
     Json record{{"kind", "evaluation"}, {"step", result_.steps}, {"epoch", static_cast<double>(result_.steps) / static_cast<double>(steps_per_epoch_)},
                 {"seconds", seconds_since(begin)}};
     for (const auto& [name, value] : values) record[name] = value;
@@ -258,10 +269,8 @@ class Loop {
 
   /// True when the metric is the best so far.
   bool validate() {
-    task_.set_training(false);
     const auto begin = Clock::now();
-    const auto validation = task_.validate(mesh_);
-    task_.set_training(true);
+    const auto validation = outside_of_steps([&] { return task_.validate(mesh_); });
     if (!validation) return false;
     if (!std::isfinite(validation->metric)) {
       comm::agree_or_throw(mesh_.world(), false, ErrorCode::kNumeric,
@@ -304,10 +313,11 @@ class Loop {
     if (!result_.best_metric) result_.best_step = result_.steps;
     comm::run_agreed(mesh_.world(), [&] {
       if (result_.best_step != result_.steps) {
-        static_cast<void>(load_checkpoint(checkpoint_path(run_.checkpoints(), result_.best_step), model_tensors(task_), Coverage::kSubset));
+        static_cast<void>(load_checkpoint(checkpoint_path(run_.checkpoints(), result_.best_step), model_tensors(trained_.stored()), Coverage::kSubset));
       }
       task_.set_training(false);
     });
+    trained_.make_whole();
     task_.save_model(run_.path(), mesh_);
   }
 

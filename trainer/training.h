@@ -14,7 +14,7 @@
 #include <vector>
 
 #include "comm/communicator.h"
-#include "models/packed.h"
+#include "models/layered.h"
 #include "trainer/config.h"
 #include "trainer/parameter.h"
 #include "trainer/run_directory.h"
@@ -46,6 +46,9 @@ class TrainingTask {
   [[nodiscard]] virtual std::string stage() const = 0;                   ///< "pretrain", "align": names progress and records
   /// Trained parameters in one fixed order; names, order and layouts (but for the ranges) are equal on all ranks.
   [[nodiscard]] virtual std::vector<NamedParameter> parameters() const = 0;
+  /// Models whose layers run one after the other in loss_sum(), each layer once at most, first to last; their weights may be elsewhere until then
+  /// (parallel.shard=full).
+  [[nodiscard]] virtual std::vector<models::Layered*> layered_models() const { return {}; }
   [[nodiscard]] virtual std::int64_t num_samples() const = 0;            ///< samples of one epoch, over all ranks; > 0
   [[nodiscard]] virtual std::int64_t cost(std::int64_t sample) const = 0;///< relative work of a sample: balances ranks
   /// Builds this rank's part of a global batch. Runs on a loader thread: no MPI, no autograd, thread-safe; `samples` may be empty.

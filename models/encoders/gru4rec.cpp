@@ -44,10 +44,19 @@ Gru4RecImpl::Gru4RecImpl(const UserModelConfig& config) : modules_(std::make_sha
 
 Tensor Gru4RecImpl::forward(const Tensor& x_TH, const PackedLayout& layout, const DropoutContext& context) {
   auto state_TF = x_TH;
-  for (const auto& layer : modules_->layers) state_TF = packed_gru(at::linear(state_TF, layer.weight_ih), layer.weight_hh, layout.cu_seqlens);
+  for (std::size_t i = 0; i < modules_->layers.size(); ++i) {
+    const auto& layer = modules_->layers[i];
+    state_TF = watched(i, [&] { return packed_gru(at::linear(state_TF, layer.weight_ih), layer.weight_hh, layout.cu_seqlens); });
+  }
   // The reference drops behind the last layer only.
   if (is_training()) state_TF = dropout(state_TF, modules_->dropout, dropout_key(context, -1, DropoutSite::kFfnInner), layout);
   return modules_->norm->forward(modules_->dense->forward(state_TF).to(x_TH.scalar_type()));
+}
+
+std::vector<std::vector<Tensor>> Gru4RecImpl::layer_parameters() const {
+  std::vector<std::vector<Tensor>> parameters;
+  for (const auto& layer : modules_->layers) parameters.push_back({layer.weight_ih, layer.weight_hh});
+  return parameters;
 }
 
 void Gru4RecImpl::init_weights(std::uint64_t seed, const std::string& prefix) {

@@ -12,6 +12,7 @@ class Gru4RecImpl : public EncoderImpl {
   explicit Gru4RecImpl(const UserModelConfig& config);
   [[nodiscard]] Tensor forward(const Tensor& x_TH, const PackedLayout& layout, const DropoutContext& context) override;
   void init_weights(std::uint64_t seed, const std::string& prefix) override;
+  [[nodiscard]] std::vector<std::vector<Tensor>> layer_parameters() const override;
 
  private:
   struct Modules;

@@ -140,8 +140,14 @@ Tensor HstuImpl::forward(const Tensor& x_TH, const PackedLayout& layout, const D
     scoring.buckets = time_buckets(layout);
   }
   auto state_TH = x_TH;
-  for (auto& layer : modules_->layers) state_TH = layer->forward(state_TH, layout, scoring, context);
+  for (std::size_t i = 0; i < modules_->layers.size(); ++i) state_TH = watched(i, [&] { return modules_->layers[i]->forward(state_TH, layout, scoring, context); });
   return state_TH;
+}
+
+std::vector<std::vector<Tensor>> HstuImpl::layer_parameters() const {
+  std::vector<std::vector<Tensor>> parameters;
+  for (const auto& layer : modules_->layers) parameters.push_back(layer->parameters());
+  return parameters;
 }
 
 void HstuImpl::init_weights(std::uint64_t seed, const std::string& prefix) {

@@ -17,6 +17,7 @@ class HstuImpl : public EncoderImpl {
   /// Error(kConfig) if the batch then has no timestamps, Error(kData) if it has not one a row.
   [[nodiscard]] Tensor forward(const Tensor& x_TH, const PackedLayout& layout, const DropoutContext& context) override;
   void init_weights(std::uint64_t seed, const std::string& prefix) override;
+  [[nodiscard]] std::vector<std::vector<Tensor>> layer_parameters() const override;
 
  private:
   struct Modules;

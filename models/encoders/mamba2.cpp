@@ -191,8 +191,14 @@ Mamba2Impl::Mamba2Impl(const UserModelConfig& config, const TensorParallel& tp) 
 
 Tensor Mamba2Impl::forward(const Tensor& x_TH, const PackedLayout& layout, const DropoutContext& context) {
   auto state_TH = x_TH;
-  for (auto& layer : modules_->layers) state_TH = layer->forward(state_TH, layout, context);
+  for (std::size_t i = 0; i < modules_->layers.size(); ++i) state_TH = watched(i, [&] { return modules_->layers[i]->forward(state_TH, layout, context); });
   return state_TH;
+}
+
+std::vector<std::vector<Tensor>> Mamba2Impl::layer_parameters() const {
+  std::vector<std::vector<Tensor>> parameters;
+  for (const auto& layer : modules_->layers) parameters.push_back(layer->parameters());
+  return parameters;
 }
 
 void Mamba2Impl::init_weights(std::uint64_t seed, const std::string& prefix) {

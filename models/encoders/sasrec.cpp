@@ -106,8 +106,14 @@ SasrecImpl::SasrecImpl(const UserModelConfig& config, const TensorParallel& tp) 
 Tensor SasrecImpl::forward(const Tensor& x_TH, const PackedLayout& layout, const DropoutContext& context) {
   auto state_TH = x_TH + modules_->position_VH.index_select(0, layout.positions());
   if (is_training()) state_TH = dropout(state_TH, modules_->dropout, dropout_key(context, -1, DropoutSite::kEmbedding), layout);
-  for (auto& layer : modules_->layers) state_TH = layer->forward(state_TH, layout, context);
+  for (std::size_t i = 0; i < modules_->layers.size(); ++i) state_TH = watched(i, [&] { return modules_->layers[i]->forward(state_TH, layout, context); });
   return modules_->norm->forward(state_TH);
+}
+
+std::vector<std::vector<Tensor>> SasrecImpl::layer_parameters() const {
+  std::vector<std::vector<Tensor>> parameters;
+  for (const auto& layer : modules_->layers) parameters.push_back(layer->parameters());
+  return parameters;
 }
 
 void SasrecImpl::init_weights(std::uint64_t seed, const std::string& prefix) {

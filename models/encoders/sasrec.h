@@ -13,6 +13,7 @@ class SasrecImpl : public EncoderImpl {
   explicit SasrecImpl(const UserModelConfig& config, const TensorParallel& tp = {});
   [[nodiscard]] Tensor forward(const Tensor& x_TH, const PackedLayout& layout, const DropoutContext& context) override;
   void init_weights(std::uint64_t seed, const std::string& prefix) override;
+  [[nodiscard]] std::vector<std::vector<Tensor>> layer_parameters() const override;
 
  private:
   struct Modules;

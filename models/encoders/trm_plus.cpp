@@ -123,8 +123,14 @@ TrmPlusImpl::TrmPlusImpl(const UserModelConfig& config, const TensorParallel& tp
 Tensor TrmPlusImpl::forward(const Tensor& x_TH, const PackedLayout& layout, const DropoutContext& context) {
   const auto angles = rope_angles(layout.positions(), modules_->head_dim, modules_->rope_base);
   auto state_TH = x_TH;
-  for (auto& layer : modules_->layers) state_TH = layer->forward(state_TH, layout, angles, context);
+  for (std::size_t i = 0; i < modules_->layers.size(); ++i) state_TH = watched(i, [&] { return modules_->layers[i]->forward(state_TH, layout, angles, context); });
   return state_TH;
+}
+
+std::vector<std::vector<Tensor>> TrmPlusImpl::layer_parameters() const {
+  std::vector<std::vector<Tensor>> parameters;
+  for (const auto& layer : modules_->layers) parameters.push_back(layer->parameters());
+  return parameters;
 }
 
 void TrmPlusImpl::init_weights(std::uint64_t seed, const std::string& prefix) {

@@ -124,6 +124,7 @@ LlmImpl::LlmImpl(LlmConfig config, LlmOptions options, const TensorParallel& tp)
     layer.down = llm::FusedLinear({llm::projection("mlp.down_proj", whole, config_.hidden)}, split_.inner, config_.intermediate, LinearSplit::kRows, settings);
 
     const auto prefix = fmt::format("model.layers.{}.", i);
+    const auto first = trainable.size();
     add(prefix + "input_layernorm.weight", layer.input_norm_H, {});
     add(prefix + "post_attention_layernorm.weight", layer.attention_norm_H, {});
     add(prefix + "self_attn.qkv_proj.bias", layer.qkv_bias_C, bias_layout());
@@ -135,6 +136,7 @@ LlmImpl::LlmImpl(LlmConfig config, LlmOptions options, const TensorParallel& tp)
         add(fmt::format("lora.{}.{}.B", i, llm::target_of(p.name)), p.b_NR, linear->b_layout(p));
       }
     }
+    for (auto t = first; t < trainable.size(); ++t) layer.trainable.push_back(trainable[t].second);
   }
   modules_->final_norm_H = plain(config_.hidden);
   add("model.norm.weight", modules_->final_norm_H, {});
@@ -165,6 +167,11 @@ Tensor LlmImpl::bias_of(std::size_t index) const {
 }
 
 std::vector<std::pair<std::string, Tensor>> LlmImpl::trainable_parameters() const { return modules_->trainable; }
+std::vector<std::vector<Tensor>> LlmImpl::layer_parameters() const {
+  std::vector<std::vector<Tensor>> parameters;
+  for (const auto& layer : modules_->layers) parameters.push_back(layer.trainable);
+  return parameters;
+}
 const Tensor& LlmImpl::head_weight() const { return modules_->head_VH; }
 const std::map<std::string, ParameterLayout>& LlmImpl::trainable_layouts() const { return modules_->layouts; }
 
@@ -185,6 +192,7 @@ Tensor LlmImpl::run_layers(const Tensor& x_TH, const Tensor& positions_T, Attend
   const auto rope = llm::rope_tables(positions_T, config_.head_dim, config_.rope_theta, config_.rope_scaling);
   Tensor delta_TH;
   for (std::size_t i = 0; i < modules_->layers.size(); ++i) {
+    enter_layer(i);
     auto& layer = modules_->layers[i];
     Tensor normed_TL;
     std::tie(h_TH, normed_TL) = llm::add_norm(h_TH, delta_TH, layer.input_norm_H, config_.norm_eps, dtype, layer.qkv.lora_columns());
@@ -194,6 +202,9 @@ Tensor LlmImpl::run_layers(const Tensor& x_TH, const Tensor& positions_T, Attend
     delta_TH = reduce_from(layer.out(mixed_TND.reshape({rows, -1})), tp_.comm);
     std::tie(h_TH, normed_TL) = llm::add_norm(h_TH, delta_TH, layer.attention_norm_H, config_.norm_eps, dtype, layer.gate_up.lora_columns());
     delta_TH = reduce_from(layer.down(llm::swiglu_activation(layer.gate_up(copy_to(normed_TL, tp_.comm)), layer.down.lora_columns())), tp_.comm);
+    const auto outputs = leave_layer(i, {h_TH, delta_TH});
+    h_TH = outputs[0];
+    delta_TH = outputs[1];
   }
   // The head is float32, so the last norm's output is not rounded.
   return llm::add_norm(h_TH, delta_TH, modules_->final_norm_H, config_.norm_eps, at::kFloat, 0).second;

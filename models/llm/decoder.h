@@ -14,6 +14,7 @@
 #include <vector>
 
 #include "core/file.h"
+#include "models/layered.h"
 #include "models/parallel/sliced.h"
 #include "models/parallel/vocabulary.h"
 
@@ -74,7 +75,7 @@ struct LlmSplit {
 /// Frozen weights are plain tensors, not registered; what is trained is registered and listed by trainable_parameters().
 /// Tensor parallel: attention heads and MLP are split over the ranks, embeddings and head by rows of the vocabulary. All ranks of the
 /// group call every member together with equal arguments and get equal results; a method that computes is a collective.
-class LlmImpl : public torch::nn::Module {
+class LlmImpl : public torch::nn::Module, public Layered {
  public:
   /// Weights are zero until set_weight(); LoRA's A is drawn. Throws Error(kConfig) for options that do not go together.
   LlmImpl(LlmConfig config, LlmOptions options, const TensorParallel& tp = {});
@@ -97,6 +98,8 @@ class LlmImpl : public torch::nn::Module {
   /// Float32 parameters that are trained, in an order that is the same everywhere: "lora.<layer>.<target>.A|B", or Hugging Face
   /// names when the whole model is trainable. Empty for a frozen model.
   [[nodiscard]] std::vector<std::pair<std::string, Tensor>> trainable_parameters() const;
+  /// Those of them that belong to a layer.
+  [[nodiscard]] std::vector<std::vector<Tensor>> layer_parameters() const override;
   /// What those trained parameters that are parts of larger ones are parts of, by name.
   [[nodiscard]] const std::map<std::string, ParameterLayout>& trainable_layouts() const;
   /// A plain model's whole tensors by Hugging Face name with LoRA merged in: float32, new storage.

@@ -14,6 +14,7 @@ struct LlmImpl::Modules {
     Tensor input_norm_H, attention_norm_H;  ///< float32
     Tensor qkv_bias_C;                      ///< float32, of this rank's heads; undefined without bias
     llm::FusedLinear qkv, out, gate_up, down;
+    std::vector<Tensor> trainable;          ///< of those and of what they hold
   };
   std::vector<Layer> layers;
   Tensor embedding_VH;   ///< this rank's rows of the vocabulary; compute type, or a float32 master when trainable

@@ -27,6 +27,7 @@ enum class ShardAxis {
 enum class Shard {
   kNone,       ///< nothing: each holds and updates every parameter
   kOptimizer,  ///< each updates a part of every parameter, has the optimizer's state of that part only, and sends it to the others after each step
+  kFull,       ///< each also keeps that part of the parameters and gradients only: a layer's are gathered while it runs
 };
 
 /// Positions [begin, begin + length) of a dimension.

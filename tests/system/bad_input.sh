@@ -65,6 +65,7 @@ expect 2 "optim.peak_lr = fast, must be a number" pretrain --data d --run r --op
 expect 2 "--data is required" pretrain --run r
 expect 2 "parallel.tp = 3" pretrain --data d --run r --parallel.tp=3
 expect 2 "parallel.tables = rows, must be replicated or sharded" pretrain --data d --run r --parallel.tables=rows
+expect 2 "parallel.shard = rows, must be none, optimizer or full.*--parallel.shard" pretrain --data d --run r --parallel.shard=rows
 expect 2 "parallel.table_group" pretrain --data d --run r --parallel.table_group=-1
 expect 2 "dropout" pretrain --data d --run r --model.dropout=1.5
 

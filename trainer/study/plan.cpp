@@ -9,6 +9,7 @@
 #include "data/import_schema.h"
 #include "data/loader.h"
 #include "trainer/study/ini.h"
+#include "trainer/trained_parameters.h"
 
 namespace uqa::trainer::study {
 namespace {
@@ -31,13 +32,35 @@ double kept_per_row(const models::UserModelConfig& c, double mean_length) {
   return layers * (3 * h + 8 * width + 4 * static_cast<double>(c.mamba2.num_groups * c.mamba2.state_size));
 }
 
-/// Most inputs of one forward pass on one of `dp` ranks.
-double rows_of_pass(const PretrainConfig& config, const DataShape& shape, std::int64_t dp) {
-  const auto& batch = config.loop.batch;
-  const double users = std::ceil(static_cast<double>(std::min(batch.global_users, shape.train_users)) / static_cast<double>(dp));
-  const double pass = batch.micro_users > 0 ? std::min(users, static_cast<double>(batch.micro_users)) : users;
-  return pass * shape.mean_length;
+/// Samples of one step on one of `dp` ranks, and the most of them in one forward pass.
+struct Passes {
+  double users, users_of_pass;
+  [[nodiscard]] double count() const { return std::ceil(users / users_of_pass); }
+};
+Passes passes_of(const BatchConfig& batch, std::int64_t samples, std::int64_t dp) {
+  const double users = std::ceil(static_cast<double>(std::min(batch.global_users, samples)) / static_cast<double>(dp));
+  return {.users = users, .users_of_pass = batch.micro_users > 0 ? std::min(users, static_cast<double>(batch.micro_users)) : users};
 }
+
+/// What data-parallel ranks share out of `shared` bytes of parameters, `in_layers` of them in layers of which the largest has `layer` (parallel.shard).
+struct SharedOut {
+  models::Shard shard;
+  double dp, shared, in_layers, layer;
+  [[nodiscard]] bool cuts() const { return shard != models::Shard::kNone && dp > 1; }
+  /// Updated by one rank: moments are two such.
+  [[nodiscard]] double updated() const { return cuts() ? shared / dp : shared; }
+  /// Weights of one rank in a step, and as much for gradients: parts, what is outside of layers, and a layer that runs.
+  [[nodiscard]] double held() const { return shard == models::Shard::kFull && dp > 1 ? shared / dp + shared - in_layers + layer : shared; }
+  /// Sent by one rank in a step of so many passes.
+  [[nodiscard]] double wire(double passes) const {
+    const double one_way = (dp - 1) / dp;
+    if (!cuts()) return 2 * one_way * shared;
+    if (shard == models::Shard::kOptimizer) return 3 * one_way * shared;
+    return one_way * (2 * (shared - in_layers) + passes * (3 * in_layers - layer));
+  }
+  /// Share of it that travels while backward runs.
+  [[nodiscard]] double overlapped() const { return !cuts() ? 1 : shard == models::Shard::kOptimizer ? 2.0 / 3.0 : 0; }
+};
 
 /// Everything of a layout that depends on it.
 struct Cost {
@@ -51,16 +74,29 @@ Cost cost_of(const PretrainConfig& config, const models::UserModelConfig& model,
   const auto counts = models::count_parameters(model);
   const auto dp = static_cast<double>(layout.dp), tp = static_cast<double>(layout.tp), group = static_cast<double>(layout.table_group);
   const double dense = static_cast<double>(counts.projections + counts.backbone), tables = static_cast<double>(counts.tables);
-  const double mine = kFloat * (dense / tp + tables / group);  // bytes of one rank's weights
-  const double rows = rows_of_step / dp, pass = rows_of_pass(config, shape, layout.dp);
+  const auto passes = passes_of(config.loop.batch, shape.train_users, layout.dp);
+  const double rows = rows_of_step / dp, pass = passes.users_of_pass * shape.mean_length;
+  // Tables that are cut over a group stay as they are; whole ones are shared out as the rest is, outside of layers.
+  const bool cut_tables = layout.table_group > 1;
+  const double tables_here = kFloat * tables / group;
+  const auto by_layer = models::count_layer_parameters(model);
+  const SharedOut out{.shard = parse_shard(config.loop.parallel.shard),
+                      .dp = dp,
+                      .shared = kFloat * dense / tp + (cut_tables ? 0 : tables_here),
+                      .in_layers = kFloat / tp * static_cast<double>(std::accumulate(by_layer.begin(), by_layer.end(), std::int64_t{0})),
+                      .layer = kFloat / tp * static_cast<double>(*std::max_element(by_layer.begin(), by_layer.end()))};
+  const double cut = cut_tables ? tables_here : 0;
+  const double mine = cut + out.updated();  // bytes of the weights that one rank updates
   Cost cost;
   cost.memory.process = hw.process_bytes;
-  cost.memory.weights = mine;
-  cost.memory.gradients = mine;
+  cost.memory.weights = cut + out.held();
+  cost.memory.gradients = cut + out.held();
   cost.memory.optimizer = config.loop.optim.kind == "adamw" ? 2 * mine : 0;
-  cost.memory.checkpoint = 3 * mine;  // the copy that a background thread writes
+  cost.memory.checkpoint = 2 * mine + cut + (out.shard == models::Shard::kFull ? out.updated() : out.shared);  // the copy that a background thread writes
   cost.memory.activations = kFloat * pass * (kept_per_row(model, shape.mean_length) / tp + 3 * static_cast<double>(model.feature_width()) +
                                              3 * static_cast<double>(model.hidden) + 4 * static_cast<double>(model.item_dim()));
+  // Evaluation holds all weights, but neither whole gradients nor what backward needs.
+  cost.memory.weights += std::max(0.0, out.shared + out.updated() - 2 * out.held() - cost.memory.activations);
 
   const auto rate_of = [&](std::int64_t n) { return n <= hw.ranks_per_node ? hw.node_bytes_per_s : std::min(hw.node_bytes_per_s, hw.network_bytes_per_s); };
   const auto send = [&](double bytes, std::int64_t n, double messages) {
@@ -68,10 +104,11 @@ Cost cost_of(const PretrainConfig& config, const models::UserModelConfig& model,
     return n > 1 ? bytes / rate_of(n) + messages * hw.latency_s * std::ceil(std::log2(static_cast<double>(n))) : 0;
   };
   // Gradients of what is replicated travel while backward runs: two thirds of the compute hides them.
-  const double dense_s = layout.dp > 1 ? send(all_reduce_bytes(kFloat * dense / tp, layout.dp), layout.ranks, 2) : 0;
+  const double messages = out.shard == models::Shard::kFull ? 3 * passes.count() * static_cast<double>(model.num_layers) : 2;
+  const double dense_s = layout.dp > 1 ? send(out.wire(passes.count()), layout.ranks, messages) : 0;
   const std::int64_t replicas = layout.ranks / layout.table_group;
-  const double tables_s = replicas > 1 ? send(all_reduce_bytes(kFloat * tables / group, replicas), layout.ranks, 2) : 0;
-  double exposed = 0;
+  const double tables_s = cut_tables && replicas > 1 ? send(all_reduce_bytes(tables_here, replicas), layout.ranks, 2) : 0;
+  double exposed = dense_s * (1 - out.overlapped());
   if (layout.table_group > 1) {
     // Rows that are looked up, and their gradients; hiddens of the whole group, their gradients, and three numbers a row for the softmax.
     const double others = group - 1;
@@ -91,7 +128,7 @@ Cost cost_of(const PretrainConfig& config, const models::UserModelConfig& model,
     const double optimizer_s = 7 * mine / hw.memory_bytes_per_s;  // reads weight, gradient and two moments, writes three
     cost.compute_s = per_rank * ((1 - softmax_share) / hw.efficiency + softmax_share / hw.softmax_efficiency) / hw.flops_per_s + optimizer_s;
   }
-  cost.comm_s = std::max(0.0, dense_s + tables_s - 2.0 / 3.0 * cost.compute_s) + exposed;
+  cost.comm_s = std::max(0.0, dense_s * out.overlapped() + tables_s - 2.0 / 3.0 * cost.compute_s) + exposed;
   return cost;
 }
 
@@ -267,17 +304,23 @@ StagePlan plan_align(const AlignConfig& config, const AlignShape& shape, const H
   double trained = lora + (adapter_frozen ? 0 : static_cast<double>(plan.adapter_parameters)) + (encoder_frozen || !soft ? 0 : static_cast<double>(shape.encoder.total()));
   if (!llm_frozen) trained += static_cast<double>(plan.llm_parameters);
   plan.memory.process = hw.process_bytes;
-  plan.memory.weights = stored * static_cast<double>(plan.llm_parameters) + kFloat * (trained + (soft ? static_cast<double>(shape.encoder.total()) : 0));
-  plan.memory.gradients = kFloat * trained;
-  plan.memory.optimizer = 2 * kFloat * trained;
-  plan.memory.checkpoint = 3 * kFloat * trained;
+  // Trained weights of the LLM's layers lie in layers; the encoder's are counted as if they did not.
+  const double in_layers = kFloat * (llm_frozen ? lora : matrices);
+  const SharedOut out{.shard = parse_shard(config.loop.parallel.shard), .dp = static_cast<double>(ranks), .shared = kFloat * trained, .in_layers = in_layers,
+                      .layer = in_layers / static_cast<double>(shape.llm.num_layers)};
+  plan.memory.weights = stored * static_cast<double>(plan.llm_parameters) + out.held() + (soft ? kFloat * static_cast<double>(shape.encoder.total()) : 0);
+  plan.memory.gradients = out.held();
+  plan.memory.optimizer = 2 * out.updated();
+  plan.memory.checkpoint = 2 * out.updated() + (out.shard == models::Shard::kFull ? out.updated() : out.shared);
   const double kept = static_cast<double>(shape.llm.num_layers) * (8 * static_cast<double>(shape.llm.hidden) + 4 * static_cast<double>(shape.llm.intermediate));
   plan.memory.activations = stored * static_cast<double>(config.micro_rows) * kept;
   plan.fits = plan.memory.total() <= hw.memory_bytes;
   if (!plan.fits) {
-    plan.advice = fmt::format("{} a rank, {} has {}; lower micro_rows, use --train.dtype=bf16, or freeze the LLM", gib(plan.memory.total()), hw.name, gib(hw.memory_bytes));
+    plan.advice = fmt::format("{} a rank, {} has {}; lower micro_rows, use --train.dtype=bf16 or --parallel.shard=full, or freeze the LLM", gib(plan.memory.total()), hw.name, gib(hw.memory_bytes));
   }
-  plan.wire_bytes_per_step = ranks > 1 ? all_reduce_bytes(kFloat * trained, ranks) : 0;
+  // A pass is as many rows as fit.
+  const double passes = std::max(1.0, std::ceil(plan.llm_rows / static_cast<double>(plan.steps * ranks * config.micro_rows)));
+  plan.wire_bytes_per_step = ranks > 1 ? out.wire(passes) : 0;
   plan.compute_s = plan.llm_flops / static_cast<double>(ranks) / (hw.efficiency * hw.flops_per_s);
   const double rate = ranks <= hw.ranks_per_node ? hw.node_bytes_per_s : std::min(hw.node_bytes_per_s, hw.network_bytes_per_s);
   plan.exposed_comm_s = ranks > 1 ? std::max(0.0, plan.wire_bytes_per_step / rate * static_cast<double>(plan.steps) - plan.compute_s / 2) : 0;

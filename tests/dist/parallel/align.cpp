@@ -85,6 +85,30 @@ TEST_F(TensorParallelAlign, TuningEverythingTakesTheStepsOfOneRank) {
   check(all, "everything");
 }
 
+TEST_F(TensorParallelAlign, CoTuningWithShardedParametersTakesTheStepsOfOneRank) {
+  auto all = config();
+  all.lora.rank = 0;
+  all.freeze = "";
+  all.micro_rows = 300;  // several micro-steps, not as many on each rank
+  Json one;
+  const auto expected = align(all, alone(), own("cotune"), &one);
+  for (const char* shard : {"optimizer", "full"}) {
+    for (const int tp : {1, 2}) {
+      if (tp == dist_world().size()) continue;
+      auto sharded = all;
+      sharded.loop.parallel.shard = shard;
+      sharded.loop.parallel.tp = tp;
+      const auto what = fmt::format("cotune_{}_tp{}", shard, tp);
+      Json many;
+      const auto tensors = align(sharded, comm::Mesh(dist_world(), 0, tp), what, &many);
+      std::string where;
+      EXPECT_LE(error_of(tensors, expected, &where), 1e-5) << what << " " << where;
+      EXPECT_NEAR(many["last_loss_nats"].get<double>(), one["last_loss_nats"].get<double>(), 1e-5 * one["last_loss_nats"].get<double>()) << what;
+      EXPECT_EQ(many["best_valid_metric"], one["best_valid_metric"]) << what;
+    }
+  }
+}
+
 TEST_F(TensorParallelAlign, EvaluationDoesNotDependOnTheLayout) {
   static_cast<void>(align(config(), comm::Mesh(dist_world(), 0, 1), "run"));
   for (const char* prompt : {"soft", "shuffled"}) {

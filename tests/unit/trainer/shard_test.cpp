@@ -5,6 +5,7 @@
 
 #include <gtest/gtest.h>
 
+#include "models/cost.h"
 #include "models/tensor_io.h"
 #include "tests/support/expect_error.h"
 #include "tests/support/temp_dir.h"
@@ -112,7 +113,7 @@ class ShardedPretrain : public ::testing::TestWithParam<std::string> {
   [[nodiscard]] fs::path path(const std::string& name) const { return dir_.path() / name; }
   [[nodiscard]] static std::vector<ShardLayout> layouts() {
     std::vector<ShardLayout> all{{.shard = "none", .dp = 3}};  // others without sharding: pretrain_parity, tensor_parallel
-    for (const char* shard : {"optimizer"}) {
+    for (const char* shard : {"optimizer", "full"}) {
       for (const int dp : {2, 3, 4}) all.push_back({.shard = shard, .dp = dp});
       all.push_back({.shard = shard, .dp = 2, .tp = 2});
       all.push_back({.shard = shard, .dp = 2, .tables = "sharded"});
@@ -144,7 +145,8 @@ TEST_P(ShardedPretrain, AdamWTakesTheStepsOfOneRank) {
   auto config = config_of(GetParam());
   config.loop.optim = {.peak_lr = 5e-3, .weight_decay = 0.01, .clip_norm = 1.0};
   const auto one = train(config, {}, path("one"));
-  for (const ShardLayout& layout : {ShardLayout{.shard = "optimizer"}, ShardLayout{.shard = "optimizer", .dp = 4}, ShardLayout{.shard = "optimizer", .dp = 2, .tp = 2, .tables = "sharded"}}) {
+  for (const ShardLayout& layout : {ShardLayout{.shard = "optimizer"}, ShardLayout{.shard = "optimizer", .dp = 4}, ShardLayout{.shard = "optimizer", .dp = 2, .tp = 2, .tables = "sharded"}, ShardLayout{.shard = "full", .dp = 4},
+                                  ShardLayout{.shard = "full", .dp = 2, .tp = 2, .tables = "sharded"}}) {
     const auto many = train(config, layout, path(layout.name()));
     std::string where;
     EXPECT_LE(error_of(without_key_bias(many.weights), without_key_bias(one.weights), &where), 1e-4) << layout.name() << " " << where;
@@ -163,8 +165,8 @@ TEST_P(ShardedCheckpoint, GoesOnAtAnyLayoutAndBitForBitAtItsOwn) {
   config.loop.train.max_steps = 10;
   config.loop.checkpoint.every_steps = 5;
   config.loop.checkpoint.keep = 10;
-  const std::vector<ShardLayout> from{{.shard = "optimizer", .dp = 2, .tp = 2, .tables = "sharded"}, {.shard = "optimizer", .dp = 3}, {.shard = "none", .dp = 2, .tp = 2}};
-  const std::vector<ShardLayout> to{{}, {.tp = 4}, {.shard = "optimizer", .dp = 4}, {.shard = "optimizer", .dp = 2, .tp = 2}, {.shard = "optimizer", .dp = 3, .tables = "sharded"}};
+  const std::vector<ShardLayout> from{{.shard = "optimizer", .dp = 2, .tp = 2, .tables = "sharded"}, {.shard = "full", .dp = 2, .tp = 2}, {.shard = "none", .dp = 3}};
+  const std::vector<ShardLayout> to{{}, {.tp = 4}, {.shard = "optimizer", .dp = 4}, {.shard = "full", .dp = 4}, {.shard = "full", .dp = 2, .tp = 2, .tables = "sharded"}};
   for (const auto& first : from) {
     const auto whole = train(config, first, path(first.name()));
     const auto go_on = [&](const ShardLayout& second) {
@@ -198,12 +200,14 @@ struct Gradients {
 Gradients gradients_on(const PretrainConfig& config, const comm::Mesh& mesh, const std::vector<std::int64_t>& samples) {
   PretrainTask task(config, mesh);
   task.set_training(true);
-  TrainedParameters trained(task.parameters(), mesh, config.loop.parallel);
+  TrainedParameters trained(task.parameters(), task.layered_models(), mesh, config.loop.parallel);
   const auto batch = task.load(samples);
   trained.begin_step();
   trained.arm();
+  trained.begin_micro_step();
   const auto loss = task.loss_sum(*batch, 0, {.seed = 3, .step = 1, .micro_step = 0});
   if (loss.requires_grad()) loss.backward();
+  trained.end_micro_step();
   static_cast<void>(trained.finish(0.25));
   Gradients gradients{.whole = {}, .updated_elements = 0, .norm = trained.global_norm()};
   trained.before_update(1);
@@ -253,23 +257,60 @@ TEST(Shard, AParameterWithoutDimensionsAndAnUnusedOneKeepTheirValues) {
     const auto scale = leaf(at::full({}, 2.0)), used = leaf(at::sin(at::arange(10, at::kFloat)).view({5, 2})), unused = leaf(at::ones({3}));
     const std::vector<NamedParameter> parameters{{"scale", scale}, {"used", used, 0.5}, {"unused", unused}};
     const comm::Mesh mesh(world, 0, 1);
-    TrainedParameters trained(parameters, mesh, {.shard = shard});
+    TrainedParameters trained(parameters, {}, mesh, {.shard = shard});
     Optimizer optimizer(trained.updated(), {});
     for (int step = 0; step < 3; ++step) {
       trained.begin_step();
       trained.arm();
+      trained.begin_micro_step();
       (used.square().sum() * scale * (1.0 / world.size())).backward();
+      trained.end_micro_step();
       static_cast<void>(trained.finish(1));
       trained.before_update(0.5);
       optimizer.step(0.1);
       static_cast<void>(trained.after_update());
     }
+    trained.make_whole();
     return std::map<std::string, Tensor>{{"scale", scale.detach()}, {"used", used.detach()}, {"unused", unused.detach()}};
   };
   const auto one = steps(comm::Communicator(), "optimizer");
   EXPECT_LT(one.at("scale").item<float>(), 1.8F);
-  for (const char* shard : {"none", "optimizer"}) {
+  for (const char* shard : {"none", "optimizer", "full"}) {
     comm::run_ranks(3, [&](const comm::Communicator& world) { EXPECT_LE(error_of(steps(world, shard), one), 1e-5) << shard; });
+  }
+}
+
+TEST(Shard, BytesOnTheWireAreThoseOfTheFormula) {
+  const tests::TempDir dir;
+  auto config = test::tiny_config(test::write_tiny_data(dir.path()), "trm_plus");
+  config.loop.batch.micro_users = 0;
+  for (const char* shard : {"none", "optimizer", "full"}) {
+    config.loop.parallel.shard = shard;
+    config.loop.parallel.tables = "replicated";
+    comm::run_ranks(4, [&](const comm::Communicator& world) {
+      const comm::Mesh mesh(world, 4, 1);
+      PretrainTask task(config, mesh);
+      TrainedParameters trained(task.parameters(), task.layered_models(), mesh, config.loop.parallel);
+      const auto model = resolve(config.model, task.dataset().schema());
+      const auto formula = models::wire_bytes(model, {.ranks = 4, .sharded = false, .shard = parse_shard(shard), .micro_steps = 2}).dense;
+      const auto batch = task.load({world.rank()});
+      const auto before = mesh.dp().bytes_sent();
+      trained.begin_step();
+      for (int micro = 0; micro < 2; ++micro) {
+        if (micro == 1) trained.arm();
+        trained.begin_micro_step();
+        task.loss_sum(*batch, 0, {}).backward();
+        trained.end_micro_step();
+      }
+      static_cast<void>(trained.finish(1));
+      trained.before_update(1);
+      static_cast<void>(trained.after_update());
+      const double counted = comm::sum_in_order(static_cast<double>(mesh.dp().bytes_sent() - before), world) / 4;
+      // Gradients begin at cache lines of their buckets.
+      EXPECT_GE(counted, formula - 1) << shard;
+      EXPECT_LE(counted, formula + (shard == std::string("full") ? 1 : 2 * 15 * 4 * static_cast<double>(task.parameters().size()))) << shard;
+      EXPECT_GT(formula, 10'000) << shard;
+    });
   }
 }
 

@@ -138,6 +138,27 @@ TEST(Plan, BytesOnTheWireAreThoseThatTwoRanksSend) {
   });
 }
 
+TEST(Plan, ShardingSharesOutMemoryAndSendsMore) {
+  auto config = published_config("trm_plus");
+  const Layout layout{.ranks = 4, .dp = 4, .tp = 1, .table_group = 4};
+  const auto plan_with = [&](const char* shard) {
+    config.loop.parallel.shard = shard;
+    return plan_pretrain(config, published_shape(config), plain_hardware(), 4, &layout);
+  };
+  const auto none = plan_with("none"), optimizer = plan_with("optimizer"), full = plan_with("full");
+  const auto dense = static_cast<double>(none.parameters.projections + none.parameters.backbone), tables = static_cast<double>(none.parameters.tables);
+  EXPECT_DOUBLE_EQ(none.memory.optimizer, 8 * (dense + tables / 4));
+  EXPECT_DOUBLE_EQ(optimizer.memory.optimizer, 8 * (dense / 4 + tables / 4));
+  EXPECT_DOUBLE_EQ(full.memory.optimizer, optimizer.memory.optimizer);
+  EXPECT_DOUBLE_EQ(optimizer.memory.weights, none.memory.weights);
+  EXPECT_LT(full.memory.gradients - tables, 0.6 * (none.memory.gradients - tables)) << "4 bytes of a quarter of the tables are one of each element";
+  EXPECT_LT(full.memory.total(), optimizer.memory.total());
+  EXPECT_LT(optimizer.memory.total(), none.memory.total());
+  const double ring = 2 * 3.0 / 4 * 4 * dense;
+  EXPECT_NEAR(optimizer.wire_bytes_per_step - none.wire_bytes_per_step, ring / 2, 1);
+  EXPECT_GT(full.wire_bytes_per_step, optimizer.wire_bytes_per_step - ring / 2);
+}
+
 TEST(Plan, SmallerFractionsAreSubsetsOfLargerOnes) {
   const tests::TempDir dir;
   auto config = test::tiny_config(test::write_tiny_data(dir.path()), "trm_plus");

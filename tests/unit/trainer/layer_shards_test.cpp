@@ -1,0 +1,197 @@
+// Where the memory of fully sharded parameters is, and that ranks meet whatever part of the model they use.
+#include "trainer/layer_shards.h"
+
+#include <gtest/gtest.h>
+
+#include "tests/support/expect_error.h"
+#include "trainer/grad_reducer.h"
+
+namespace uqa::trainer {
+namespace {
+
+using models::Layered;
+
+/// y = tanh(x W_i^T), layer after layer, then a product with a vector outside of layers.
+struct Chain : Layered {
+  explicit Chain(std::int64_t num_layers) {
+    for (std::int64_t i = 0; i < num_layers; ++i) weights.push_back(at::sin(at::arange(15, at::kFloat) * static_cast<double>(i + 2)).narrow(0, 0, 9).view({3, 3}).clone().requires_grad_(true));
+  }
+  [[nodiscard]] std::vector<std::vector<Tensor>> layer_parameters() const override {
+    std::vector<std::vector<Tensor>> layers;
+    for (const auto& weight : weights) layers.push_back({weight});
+    return layers;
+  }
+  [[nodiscard]] std::vector<NamedParameter> parameters() const {
+    std::vector<NamedParameter> all{{"head", head}};
+    for (const auto& weight : weights) all.push_back({fmt::format("w{}", all.size()), weight});
+    return all;
+  }
+  /// Of the first `used` layers.
+  [[nodiscard]] Tensor loss(const Tensor& x_T3, std::size_t used) const {
+    auto h = x_T3;
+    for (std::size_t i = 0; i < used; ++i) {
+      h = watched(i, [&] {
+        if (on_layer) on_layer(i);
+        return at::linear(h, weights[i]).tanh();
+      });
+      if (h.requires_grad()) {
+        h.register_hook([this, i](const Tensor&) {
+          if (on_backward) on_backward(i);
+        });
+      }
+    }
+    return h.mv(head).square().sum();
+  }
+  [[nodiscard]] Tensor loss(const Tensor& x_T3) const { return loss(x_T3, weights.size()); }
+
+  std::vector<Tensor> weights;
+  Tensor head = at::tensor({0.5F, -0.25F, 1.0F}).requires_grad_(true);
+  std::function<void(std::size_t)> on_layer, on_backward;
+};
+
+Tensor input_of(int rank) { return at::cos(at::arange(6, at::kFloat) * (rank + 1.0)).view({2, 3}); }
+
+std::vector<Tensor> reference_gradients(int ranks) {
+  const Chain alone(4);
+  for (int rank = 0; rank < ranks; ++rank) alone.loss(input_of(rank)).backward();
+  std::vector<Tensor> gradients;
+  for (const auto& parameter : alone.parameters()) gradients.push_back(parameter.tensor.grad());
+  return gradients;
+}
+
+Tensor whole_gradient(const NamedParameter& part, const comm::Mesh& mesh) {
+  return whole_of({.name = part.name, .tensor = part.tensor.grad(), .layout = part.layout}, mesh);
+}
+
+TEST(LayerShards, ALayerIsThereWhileItRunsForwardAndBackward) {
+  const auto reference = reference_gradients(3);
+  comm::run_ranks(3, [&](const comm::Communicator& world) {
+    const comm::Mesh mesh(world, 0, 1);
+    Chain chain(4);
+    LayerShards shards(chain.parameters(), {&chain}, mesh.dp());
+    const auto is_there = [](const Tensor& tensor) { return tensor.storage().nbytes() > 0; };
+    const auto expect_only = [&](std::size_t layer, const char* when) {
+      for (std::size_t i = 0; i < chain.weights.size(); ++i) EXPECT_EQ(is_there(chain.weights[i]), i == layer) << "layer " << i << " while " << layer << " runs " << when;
+      EXPECT_TRUE(is_there(chain.head));
+    };
+    std::vector<std::size_t> order;
+    chain.on_layer = [&](std::size_t layer) { expect_only(layer, "forward"); };
+    // The hook of layer i's output runs before the layer's own backward, while the weights may still be those of the layer behind it.
+    chain.on_backward = [&](std::size_t layer) { order.push_back(layer); };
+    for (const auto& weight : chain.weights) EXPECT_FALSE(is_there(weight));
+    EXPECT_FALSE(is_there(chain.head));
+    for (int step = 0; step < 2; ++step) {
+      shards.begin_step();
+      for (int micro = 0; micro < 2; ++micro) {
+        shards.begin_micro_step();
+        (chain.loss(input_of(world.rank())) * 0.5).backward();
+        shards.end_micro_step();
+      }
+      shards.finish(2.0);
+      for (std::size_t i = 0; i < reference.size(); ++i) {
+        EXPECT_TRUE(at::allclose(whole_gradient(shards.parts()[i], mesh), reference[i] * 2, 1e-5, 1e-6)) << shards.parts()[i].name;
+        EXPECT_FALSE(chain.parameters()[i].tensor.grad().defined());
+        EXPECT_FALSE(is_there(chain.parameters()[i].tensor));
+      }
+    }
+    EXPECT_EQ(order.size(), 16U);
+    chain.on_layer = chain.on_backward = {};
+    shards.make_whole();
+    const Chain untouched(4);
+    for (std::size_t i = 0; i < 4; ++i) EXPECT_TRUE(at::equal(chain.weights[i], untouched.weights[i]));
+    {
+      const at::NoGradGuard no_grad;
+      EXPECT_GT(chain.loss(input_of(world.rank())).item<float>(), 0);
+    }
+    shards.release();
+    EXPECT_FALSE(is_there(chain.head));
+  });
+}
+
+TEST(LayerShards, RanksThatUseLessOfTheModelTakePartInEveryCollective) {
+  // Rank 0 does nothing, rank 1 runs forward only, rank 2 uses two layers, rank 3 all.
+  Chain alone(4);
+  alone.loss(input_of(2), 2).backward();
+  alone.loss(input_of(3)).backward();
+  comm::run_ranks(4, [&](const comm::Communicator& world) {
+    const comm::Mesh mesh(world, 0, 1);
+    Chain chain(4);
+    LayerShards shards(chain.parameters(), {&chain}, mesh.dp());
+    shards.begin_step();
+    shards.begin_micro_step();
+    if (world.rank() == 1) static_cast<void>(chain.loss(input_of(1)));
+    if (world.rank() == 2) chain.loss(input_of(2), 2).backward();
+    if (world.rank() == 3) chain.loss(input_of(3)).backward();
+    shards.end_micro_step();
+    shards.finish(1);
+    for (std::size_t i = 0; i < shards.parts().size(); ++i) {
+      EXPECT_TRUE(at::allclose(whole_gradient(shards.parts()[i], mesh), alone.parameters()[i].tensor.grad(), 1e-5, 1e-6)) << shards.parts()[i].name;
+    }
+  });
+}
+
+TEST(LayerShards, FrozenLayersAndTwoModelsAreServed) {
+  Chain alone_first(2), alone_second(3);
+  alone_first.weights[1].requires_grad_(false);
+  alone_second.weights[0].requires_grad_(false);
+  const auto trained = [](const Chain& a, const Chain& b) {
+    std::vector<NamedParameter> all;
+    for (const auto& [prefix, chain] : {std::pair{"a.", &a}, std::pair{"b.", &b}}) {
+      for (auto& parameter : chain->parameters()) {
+        if (parameter.tensor.requires_grad()) all.push_back({prefix + parameter.name, parameter.tensor});
+      }
+    }
+    return all;
+  };
+  const auto loss_of = [](const Chain& a, const Chain& b, int rank) { return b.loss(input_of(rank) * a.loss(input_of(rank + 5))); };
+  for (int rank = 0; rank < 2; ++rank) loss_of(alone_first, alone_second, rank).backward();
+  const auto reference = trained(alone_first, alone_second);
+  comm::run_ranks(2, [&](const comm::Communicator& world) {
+    const comm::Mesh mesh(world, 0, 1);
+    Chain first(2), second(3);
+    first.weights[1].requires_grad_(false);
+    second.weights[0].requires_grad_(false);
+    LayerShards shards(trained(first, second), {&first, &second}, mesh.dp());
+    EXPECT_EQ(shards.parts().size(), 5U);
+    EXPECT_GT(first.weights[1].storage().nbytes(), 0U) << "a frozen parameter stays";
+    shards.begin_step();
+    shards.begin_micro_step();
+    loss_of(first, second, world.rank()).backward();
+    shards.end_micro_step();
+    shards.finish(1);
+    for (std::size_t i = 0; i < reference.size(); ++i) {
+      EXPECT_TRUE(at::allclose(whole_gradient(shards.parts()[i], mesh), reference[i].tensor.grad(), 1e-5, 1e-6)) << reference[i].name;
+    }
+  });
+}
+
+TEST(LayerShards, WhatItCannotServeIsRefused) {
+  comm::run_ranks(2, [](const comm::Communicator& world) {
+    const comm::Mesh mesh(world, 0, 1);
+    {
+      Chain chain(2);
+      LayerShards shards(chain.parameters(), {&chain}, mesh.dp());
+      shards.begin_step();
+      shards.begin_micro_step();
+      static_cast<void>(chain.loss(input_of(0)));
+      EXPECT_UQA_ERROR(chain.loss(input_of(0)), ErrorCode::kInternal, "a second time in one micro-step");
+      shards.end_micro_step();
+      shards.finish(1);
+      EXPECT_ANY_THROW(static_cast<void>(chain.head.sum())) << "given up, and read";
+    }
+    {
+      Chain chain(2);
+      auto view = chain.parameters();
+      view[0].tensor = at::ones({6}).narrow(0, 3, 3).detach().requires_grad_(true);
+      EXPECT_UQA_ERROR(LayerShards(view, {&chain}, mesh.dp()), ErrorCode::kInternal, "storage of its own");
+    }
+    {
+      Chain chain(2);
+      chain.weights[1] = chain.weights[0];
+      EXPECT_UQA_ERROR(LayerShards(chain.parameters(), {&chain}, mesh.dp()), ErrorCode::kInternal, "is also one of layer");
+    }
+  });
+}
+
+}  // namespace
+}  // namespace uqa::trainer

@@ -44,7 +44,7 @@ for kind in linear qformer; do
     fi
     [ "$kind" = qformer ] && extra+=(--adapter.tokens=4)
     "$uqa" align --data "$output/data" --questions "$output/questions" --encoder-run "$output/encoder" --llm tests/fixtures/llm/qwen2-tiny \
-      --run "$run" --adapter.kind="$kind" --adapter.init=plain --cache.users="$where" --lora.rank=0 --train.dtype=float32 --optim.peak_lr=1e-3 \
+      --run "$run" --adapter.kind="$kind" --adapter.init=plain --cache.users="$where" --lora.rank=0 --train.dtype=float32 --optim.peak_lr=1e-4 \
       --batch.global_users=8 --train.max_steps=50 --train.log_every_steps=1 --validation_fraction=0 "${extra[@]}" >/dev/null
     arms+=("$kind-$cache")
   done

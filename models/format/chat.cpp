@@ -191,7 +191,9 @@ ReferenceExample reference_training_example(const Tokenizer& tokenizer, const st
     append(newline, true);
   };
   add_turn("system", system);
-  for (const auto& message : messages) add_turn(message.role, message.content);
+  // A first message of the system gives way to `system`, as there.
+  const bool skips = !messages.empty() && messages.front().role == "system";
+  for (std::size_t i = skips ? 1 : 0; i < messages.size(); ++i) add_turn(messages[i].role, messages[i].content);
   example.ids.resize(static_cast<std::size_t>(max_len), pad_id);
   example.labels.resize(static_cast<std::size_t>(max_len), kNoLoss);
   return example;

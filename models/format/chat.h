@@ -34,7 +34,7 @@ class ChatFormat {
 };
 
 /// Training ids and labels (-100 = no loss), as the reference builds them: every turn's "<|im_start|>", "<|im_end|>" and "\n"
-/// carry loss, and the assistant's content; role names and other contents do not. Padded with `pad_id` to `max_len`; a text longer
+/// carry loss, and the assistant's content; role names and other contents do not. `system` takes the place of a first system message. Padded with `pad_id` to `max_len`; a text longer
 /// than that is cut on the right as there. (reference section 4c; fixture llm/chat.json)
 struct ReferenceExample {
   std::vector<std::int64_t> ids, labels;

@@ -7,6 +7,7 @@
 #include "models/llm/decoder.h"
 #include "models/tensor_io.h"
 #include "models/user_model.h"
+#include "tests/golden/encoders/fixtures.h"
 #include "tests/golden/llm/packed_cases.h"
 
 namespace uqa::models {
@@ -15,27 +16,7 @@ namespace {
 using golden::fixtures;
 using golden::relative_error;
 
-UserModelConfig encoder_config(const fs::path& path) {
-  const auto json = read_json(path);
-  const auto what = path.string();
-  UserModelConfig config;
-  config.encoder = get<std::string>(json, "encoder", what);
-  for (const auto& table : json.at("tables")) {
-    config.tables.push_back({get<std::string>(table, "name", what), get<std::int64_t>(table, "rows", what), get<std::int64_t>(table, "dim", what)});
-  }
-  for (const auto& feature : json.at("features")) {
-    config.features.push_back({get<std::string>(feature, "name", what), get<std::string>(feature, "table", what)});
-  }
-  config.hidden = get<std::int64_t>(json, "hidden", what);
-  config.num_layers = get<std::int64_t>(json, "layers", what);
-  config.num_heads = get<std::int64_t>(json, "heads", what);
-  config.inner = get_or<std::int64_t>(json, "ffn", 0, what);
-  config.ffn_multiple_of = get_or<std::int64_t>(json, "ffn_multiple_of", config.ffn_multiple_of, what);
-  config.max_len = get<std::int64_t>(json, "max_len", what);
-  config.norm_eps = get_or<double>(json, "norm_eps", config.norm_eps, what);
-  config.rope_base = get_or<double>(json, "rope_base", config.rope_base, what);
-  return config;
-}
+UserModelConfig encoder_config(const fs::path& path) { return testing::config_from(read_json(path), path.string()); }
 
 std::map<std::string, Tensor> with_prefix(const std::map<std::string, Tensor>& tensors, const std::string& prefix) {
   std::map<std::string, Tensor> found;

@@ -42,10 +42,13 @@ TEST(ChatGolden, ReferenceTrainingIdsAndLabelsAreReproduced) {
   ASSERT_GT(all_ids.size(), 0u);
   ASSERT_EQ(golden.at("messages").size(), all_ids.size());
   for (std::size_t i = 0; i < all_ids.size(); ++i) {
-    const auto messages = read_messages(golden.at("messages").at(i), path.string());
+    auto messages = read_messages(golden.at("messages").at(i), path.string());
     const auto example = reference_training_example(tokenizer, system, messages, max_len, pad_id);
     EXPECT_EQ(example.ids, all_ids[i]) << "example " << i;
     EXPECT_EQ(example.labels, all_labels.at(i)) << "example " << i;
+    if (messages.empty() || messages.front().role == "system") continue;
+    messages.insert(messages.begin(), {.role = "system", .content = "Another system text."});
+    EXPECT_EQ(reference_training_example(tokenizer, system, messages, max_len, pad_id).ids, all_ids[i]) << "a system message of its own is dropped, example " << i;
   }
 }
 

@@ -161,7 +161,7 @@ TEST(Adapters, QFormerEqualsOneUserAtATimeWithPlainAttention) {
       const auto own = norm_of(x, layer + "norm_self");
       x = x + linear_of(attention(linear_of(own, layer + "self_q"), linear_of(own, layer + "self_k"), linear_of(own, layer + "self_v")), layer + "self_o");
       const auto seen = norm_of(states.narrow(0, begin, length), layer + "norm_states");
-      x = x + linear_of(attention(linear_of(norm_of(x, layer + "norm_cross"), layer + "cross_q"), linear_of(seen, layer + "cross_k"), linear_of(seen, layer + "cross_v")),
+      x = x + linear_of(attention(linear_of(norm_of(x, layer + "norm_cross"), layer + "cross_q"), at::linear(seen, p[layer + "cross_k.weight"]), linear_of(seen, layer + "cross_v")),
                         layer + "cross_o");
       x = x + linear_of(at::gelu(linear_of(norm_of(x, layer + "norm_mlp"), layer + "fc1")), layer + "fc2");
     }

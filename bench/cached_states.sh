@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
 # Alignment with the states of a frozen encoder computed once (in memory, in an HDF5 file) against the encoder in every step: the same seed, 50 steps,
 # a tiny LLM, so that the encoder is what a step costs. Prints losses' largest difference, encoder time and samples/s; writes cached_states.json.
-# Usage: bench/cached_states.sh [--output build/cached_states] [--hidden 256] [--layers 4]
+# Usage: bench/cached_states.sh [--output build/cached_states] [--hidden 512] [--layers 4]
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 output=build/cached_states
-hidden=256
+hidden=512  # with four layers the published backbone
 layers=4
 while [ $# -gt 0 ]; do
   case "$1" in

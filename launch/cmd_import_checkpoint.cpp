@@ -13,6 +13,7 @@ class ImportCheckpointCommand final : public Command {
     options_.add("weights", &config_.weights, "safetensors named as the reference's state_dict (scripts/convert_checkpoint.py makes it)", OptionSet::kRequired);
     options_.add("data", &config_.data, "imported data set whose ids the weights were trained on", OptionSet::kRequired);
     options_.add("run", &config_.run, "run directory to make; align takes it as --encoder-run", OptionSet::kRequired);
+    options_.add("adapter", &config_.adapter, "safetensors with the reference's adapter, up_proj.weight and up_proj.bias: align takes the run as --adapter.from, too");
     options_.add("preset", &config_.preset, "where model settings that are not given come from: faithful (the reference's) or default");
     options_.add("ignore", &config_.ignore, "tensors of the file that are left out, such as stored masks; without it any other tensor is an error");
     bind(options_, config_.model);

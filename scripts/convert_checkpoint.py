@@ -1,11 +1,13 @@
 #!/usr/bin/env python3
-"""Turns a checkpoint of the reference implementation (`epoch_N.pt`, a state_dict) into safetensors for `uqa import-checkpoint`.
+"""Turns a checkpoint of the reference implementation into safetensors for `uqa import-checkpoint`: `epoch_N.pt`, a state_dict, or `checkpoint-N/`, the
+Hugging Face directory of an aligned model, which holds encoder, adapter and LLM.
 
     scripts/convert_checkpoint.py epoch_3.pt weights.safetensors
     scripts/convert_checkpoint.py --list epoch_3.pt                               names, types and shapes
-    scripts/convert_checkpoint.py align.pt encoder.safetensors --prefix NAME.     one part of a larger model, its prefix taken off
+    scripts/convert_checkpoint.py checkpoint-9 adapter.safetensors --prefix adapter.   one part of a larger model, its prefix taken off
+    scripts/convert_checkpoint.py checkpoint-9 llm/model.safetensors --only model. lm_head.   parts whose names stay; config and tokenizer files are copied by hand
 
-Needs Python with torch and safetensors (`scripts/setup.sh --interop` makes .venv-interop with both). The file is read with
+Needs Python with torch and safetensors (`scripts/setup.sh --interop` makes .venv-interop with both). A .pt is read with
 weights_only=True: nothing in it is run. Exit codes: 0 done, 2 wrong call, 3 wrong file.
 """
 
@@ -14,7 +16,7 @@ import os
 import sys
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 DDP_PREFIX = "module."
 
@@ -24,7 +26,18 @@ class WrongFile(Exception):
 
 
 def load_state_dict(path):
-    """-> {name: tensor}. A dict that holds the state_dict under one of the usual keys is unwrapped."""
+    """-> {name: tensor}. A dict that holds the state_dict under one of the usual keys is unwrapped; shards of a directory are joined."""
+    if os.path.isdir(path):
+        shards = sorted(name for name in os.listdir(path) if name.endswith(".safetensors"))
+        if not shards:
+            raise WrongFile(f"{path}: holds no .safetensors file, must be a directory as save_pretrained writes it")
+        tensors = {}
+        for shard in shards:
+            for name, tensor in load_file(os.path.join(path, shard)).items():
+                if name in tensors:
+                    raise WrongFile(f"{path}: tensor {name} is in two files; keep the shards of one checkpoint")
+                tensors[name] = tensor
+        return tensors
     try:
         loaded = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # the unpickler has many, and all mean the same to the user
@@ -51,11 +64,12 @@ def without_prefix(tensors, prefix, path):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], epilog="\n".join(__doc__.splitlines()[2:]),
+    parser = argparse.ArgumentParser(description=" ".join(__doc__.splitlines()[:2]), epilog="\n".join(__doc__.splitlines()[3:]),
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("checkpoint", help="epoch_N.pt")
+    parser.add_argument("checkpoint", help="epoch_N.pt or checkpoint-N/")
     parser.add_argument("output", nargs="?", help="safetensors file to write")
     parser.add_argument("--prefix", default="", help="keep only names that begin with this, and take it off")
+    parser.add_argument("--only", nargs="+", default=[], metavar="NAME.", help="keep only names that begin with one of these, as they are")
     parser.add_argument("--list", action="store_true", help="print names, types and shapes, write nothing")
     args = parser.parse_args()
     if args.list == (args.output is not None):
@@ -65,6 +79,11 @@ def main():
         if all(name.startswith(DDP_PREFIX) for name in tensors):
             tensors = without_prefix(tensors, DDP_PREFIX, args.checkpoint)
         total = len(tensors)
+        if args.only:
+            kept = {name: tensor for name, tensor in tensors.items() if name.startswith(tuple(args.only))}
+            if not kept:
+                raise WrongFile(f"{args.checkpoint}: no tensor begins with {' or '.join(args.only)}; see --list")
+            tensors = kept
         if args.prefix:
             tensors = without_prefix(tensors, args.prefix, args.checkpoint)
     except WrongFile as error:

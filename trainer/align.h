@@ -45,7 +45,8 @@ struct AlignAdapterConfig {
   /// "plain": as torch.nn.Linear, or the kind's own; "whitened": LinearAdapter::init_whitened over the training histories; "words": then
   /// fit_word_start(); "auto": whitened for the kinds linear and last, else plain.
   std::string init = "auto";
-  /// Directory of `uqa export` or `uqa align` whose adapter training starts from; it must be of the same kind and made for the same encoder. "": none.
+  /// Directory of `uqa export`, `uqa align` or `uqa import-checkpoint` whose adapter training starts from; it must be of the same kind and made for the same
+  /// encoder. "": none. With every part frozen nothing is trained: the run is made of the parts as they are.
   std::string from;
   double init_scale = 1;          ///< not "plain": root mean square of the first soft tokens, relative to the LLM's token embeddings; > 0
 };

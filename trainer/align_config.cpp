@@ -95,9 +95,10 @@ void AlignConfig::validate() const {
   UQA_CHECK(frozen.encoder || cache.users == "memory" || cache.users == "off", ErrorCode::kConfig,
             "cache.users = {} while the encoder is trained (freeze = {}), its states change in every step; add encoder to --freeze", cache.users, freeze);
   const bool trains_llm = lora.rank > 0 || !frozen.llm;
-  UQA_CHECK(trains_llm || (prompt == "soft" && !(frozen.encoder && frozen.adapter)), ErrorCode::kConfig,
-            "freeze = {}, lora.rank = {} and prompt = {} leave nothing to train; set --lora.rank, or thaw a part with --freeze", freeze, lora.rank,
-            prompt);
+  UQA_CHECK(trains_llm || (prompt == "soft" && !(frozen.encoder && frozen.adapter && adapter.from.empty())), ErrorCode::kConfig,
+            "freeze = {}, lora.rank = {} and prompt = {} leave nothing to train; set --lora.rank, thaw a part with --freeze, or give --adapter.from to make a run of parts that are "
+            "trained already",
+            freeze, lora.rank, prompt);
 }
 
 void AlignConfig::check_inputs() const {

@@ -23,7 +23,14 @@ Json run_align(const AlignConfig& config, const comm::Mesh& mesh, RunDirectory& 
 
   deviations.print("align");
 
-  const auto trained = run_training(task, config.loop, mesh, run);
+  TrainingResult trained;
+  if (task.parameters().empty()) {
+    log::info("align", "every part is frozen: the run takes them as they are");
+    task.set_training(false);
+    task.save_model(run.path(), mesh);
+  } else {
+    trained = run_training(task, config.loop, mesh, run);
+  }
   Json result{{"stage", task.stage()},
               {"steps", trained.steps},
               {"epochs", trained.epochs},

@@ -58,12 +58,28 @@ void check_values(const Tensors& tensors, const std::string& what) {
   }
 }
 
+/// The reference's adapter: one linear layer on the mean state, one token.
+models::Adapter read_adapter(const std::string& file, std::int64_t encoder_hidden) {
+  const auto tensors = models::load_tensors(file);
+  const auto weight = tensors.find("up_proj.weight");
+  UQA_CHECK(weight != tensors.end() && weight->second.dim() == 2, ErrorCode::kData,
+            "{}: holds no matrix up_proj.weight; take the adapter out of the checkpoint with scripts/convert_checkpoint.py --prefix (see its --list)", file);
+  UQA_CHECK(weight->second.size(1) == encoder_hidden, ErrorCode::kData, "{}: up_proj.weight is [{}], the encoder's width is {}; give the adapter that was trained with these weights", file,
+            fmt::join(weight->second.sizes(), ", "), encoder_hidden);
+  auto adapter = models::make_adapter({.kind = "linear", .encoder_hidden = encoder_hidden, .llm_hidden = weight->second.size(0)});
+  models::load_state_dict(*adapter, tensors, file);
+  check_values(tensors, file);
+  return adapter;
+}
+
 }  // namespace
 
 void ImportCheckpointConfig::validate() const {
   UQA_CHECK(!weights.empty(), ErrorCode::kConfig, "weights is missing; give --weights FILE.safetensors");
   UQA_CHECK(!weights.ends_with(".pt") && !weights.ends_with(".pth"), ErrorCode::kConfig,
             "weights = {}, must be a safetensors file; make one with scripts/convert_checkpoint.py {} FILE.safetensors", weights, weights);
+  UQA_CHECK(!adapter.ends_with(".pt") && !adapter.ends_with(".pth"), ErrorCode::kConfig,
+            "adapter = {}, must be a safetensors file; make one with scripts/convert_checkpoint.py {} FILE.safetensors --prefix NAME.", adapter, adapter);
   UQA_CHECK(!run.empty(), ErrorCode::kConfig, "run is missing; give --run DIR");
   auto as_pretraining = pretrain_preset(preset, model.encoder);  // the model's settings are checked as pre-training checks them
   as_pretraining.data = data;
@@ -83,6 +99,7 @@ Json run_import_checkpoint(const ImportCheckpointConfig& config) {
   models::load_state_dict(*model, tensors, config.weights);
   check_values(tensors, config.weights);
 
+  const auto adapter = config.adapter.empty() ? models::Adapter() : read_adapter(config.adapter, structure.hidden);
   const auto counts = models::count_parameters(structure);
   const Json source{{"weights", fs::absolute(config.weights).string()},
                     {"hash", hash_file(config.weights)},
@@ -103,6 +120,12 @@ Json run_import_checkpoint(const ImportCheckpointConfig& config) {
   OutputDir output(config.run, {.kind = "uqa.run", .overwrite = config.overwrite});
   models::save_tensors(output.path() / "model.safetensors", models::state_dict(*model));
   write_file_atomic(output.path() / "model.json", description.dump(2) + "\n");
+  if (adapter) {
+    // As `uqa export` writes them.
+    models::save_tensors(output.path() / "adapter.safetensors", models::state_dict(*adapter), {{"format", "pt"}});
+    write_file_atomic(output.path() / "adapter.json", to_json(adapter->config()).dump(2) + "\n");
+    write_file_atomic(output.path() / "export.json", Json{{"format", "uqa.export"}, {"version", 1}, {"encoder_digest", info["encoder_digest"]}}.dump(2) + "\n");
+  }
   write_file_atomic(output.path() / "config.ini", config.ini);
   write_file_atomic(output.path() / "run.json", info.dump(2) + "\n");
   output.commit();

@@ -44,6 +44,21 @@ status=0
 "$python" "$source_dir/scripts/convert_checkpoint.py" log/tiny.inter broken.safetensors 2>err.txt || status=$?
 [ "$status" = 3 ] && grep -q "not a checkpoint" err.txt || { cat err.txt; fail "a .pt that is none"; }
 
+echo "[interop] an aligned model as the reference writes it: encoder, adapter and LLM of one directory, asked as they are"
+llm=$source_dir/tests/fixtures/llm/qwen2-tiny
+quietly "$uqa" align --data data --questions questions --encoder-run imported --llm "$llm" --run plain --adapter.init=plain --train.epochs=1 --optim.peak_lr=1e-2 --batch.global_users=16 --lora.rank=0
+quietly "$uqa" export --run plain --output plain-export
+"$python" "$checks/check_checkpoint.py" aligned plain-export "$llm" checkpoint-3
+quietly "$python" "$source_dir/scripts/convert_checkpoint.py" checkpoint-3 adapter.safetensors --prefix adapter.
+mkdir llm
+cp "$llm"/{config,tokenizer,tokenizer_config,generation_config}.json "$llm"/chat_template.jinja llm/
+quietly "$python" "$source_dir/scripts/convert_checkpoint.py" checkpoint-3 llm/model.safetensors --only model. lm_head.
+quietly "$uqa" import-checkpoint --weights weights.safetensors --adapter adapter.safetensors "${structure[@]}" --data data --run reference
+quietly "$uqa" align --data data --questions questions --encoder-run reference --adapter.from reference --llm llm --run assembled --freeze encoder,adapter,llm --lora.rank=0
+for run in plain assembled; do quietly "$uqa" evaluate --run "$run" --data data --prompt soft --output "answers-$run"; done
+cmp answers-plain/predictions.jsonl answers-assembled/predictions.jsonl || fail "the assembled model answers otherwise"
+echo "  $(wc -l < answers-assembled/predictions.jsonl) answers equal"
+
 # check NAME LLM OPTIONS...: align on the imported encoder, evaluate, export, compare.
 check() {
   local name=$1 llm=$source_dir/tests/fixtures/llm/$2

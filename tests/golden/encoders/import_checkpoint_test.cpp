@@ -7,10 +7,12 @@
 
 #include "data/import/import.h"
 #include "fixtures.h"
+#include "models/adapters/adapter.h"
 #include "models/loss/item_softmax.h"
 #include "models/tensor_io.h"
 #include "tests/support/expect_error.h"
 #include "tests/support/temp_dir.h"
+#include "trainer/align_parts.h"
 #include "trainer/export.h"
 #include "trainer/import_checkpoint.h"
 
@@ -141,6 +143,27 @@ TEST_P(ImportCheckpoint, GivesTheReferencesHiddensAndLossAndExportsTheSameTensor
     ASSERT_TRUE(exported.contains(name)) << name << " is not among the exported tensors";
     EXPECT_TRUE(at::equal(exported.at(name), tensor)) << name;
   }
+}
+
+TEST_P(ImportCheckpoint, TakesTheAdapterAlong) {
+  write_weights(weights_);
+  const auto weight = at::rand({12, structure_.hidden}), bias = at::rand({12});
+  const auto file = dir_.path() / "adapter.safetensors";
+  config_.adapter = file.string();
+  models::save_tensors(file, {{"up_proj.weight", at::rand({12, structure_.hidden + 1})}, {"up_proj.bias", bias}});
+  EXPECT_UQA_ERROR(run_import_checkpoint(config_), ErrorCode::kData, fmt::format("the encoder's width is {}", structure_.hidden));
+  models::save_tensors(file, {{"weight", weight}, {"bias", bias}});
+  EXPECT_UQA_ERROR(run_import_checkpoint(config_), ErrorCode::kData, "no matrix up_proj.weight");
+  EXPECT_FALSE(fs::exists(config_.run));
+  models::save_tensors(file, {{"up_proj.weight", weight}, {"up_proj.bias", bias}});
+  const auto info = run_import_checkpoint(config_);
+  const models::AdapterConfig linear{.kind = "linear", .encoder_hidden = structure_.hidden, .llm_hidden = 12};
+  const auto given = read_given_adapter(config_.run, linear);
+  EXPECT_EQ(given.encoder_digest, info.at("encoder_digest"));
+  const auto adapter = models::make_adapter(linear);
+  start_from_given(*adapter, given, given.encoder_digest);
+  EXPECT_TRUE(at::equal(models::state_dict(*adapter).at("up_proj.weight"), weight));
+  EXPECT_TRUE(at::equal(models::state_dict(*adapter).at("up_proj.bias"), bias));
 }
 
 TEST_P(ImportCheckpoint, RefusesWhatDoesNotFitAndLeavesNothing) {

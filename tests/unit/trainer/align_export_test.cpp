@@ -68,6 +68,27 @@ TEST_F(Export, EncoderAdapterAndSoftPromptsAreThoseOfTheRun) {
   EXPECT_EQ(std::count(users.begin(), users.end(), '\n'), data.num_users());
 }
 
+TEST_F(Export, ARunOfFrozenPartsAnswersAsTheRunThatTheyComeFrom) {
+  auto config = test::world_config(world_);
+  config.adapter.kind = "linear";
+  config.lora.rank = 0;
+  config.loop.train.epochs = 2;
+  const auto align = [&](const AlignConfig& c, const std::string& name) {
+    RunDirectory run(dir_.path() / name, "align", name, false, true);
+    return run_align(c, comm::Mesh(comm::Communicator(), 0, 1), run);
+  };
+  EXPECT_GT(align(config, "trained").at("steps").get<std::int64_t>(), 0);
+  static_cast<void>(run_export({.run = (dir_.path() / "trained").string(), .output = (dir_.path() / "parts").string()}));
+  config.freeze = "encoder,adapter,llm";
+  EXPECT_UQA_ERROR(config.validate(), ErrorCode::kConfig, "leave nothing to train");
+  config.adapter.from = (dir_.path() / "parts").string();
+  EXPECT_EQ(align(config, "assembled").at("steps").get<std::int64_t>(), 0);
+  auto trained = load_aligned(dir_.path() / "trained", at::kFloat), assembled = load_aligned(dir_.path() / "assembled", at::kFloat);
+  for (const auto& [name, tensor] : models::state_dict(*trained.adapter)) EXPECT_TRUE(at::equal(models::state_dict(*assembled.adapter).at(name), tensor)) << name;
+  // Training used whitened coordinates, the parts are plain: the same map to rounding.
+  EXPECT_LT((assembled.average_user_KL - trained.average_user_KL).abs().max().item<double>(), 1e-4 * trained.average_user_KL.abs().max().item<double>());
+}
+
 TEST_F(Export, RefusesWhatCannotBeExported) {
   auto bad = config();
   bad.run = world_.data.string();

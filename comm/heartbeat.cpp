@@ -7,6 +7,7 @@
 #include <atomic>
 #include <cerrno>
 #include <cstring>
+#include <functional>
 #include <system_error>
 
 #include <fmt/format.h>
@@ -19,7 +20,7 @@ namespace fs = std::filesystem;
 
 namespace {
 
-constexpr std::uint64_t kMagic = 0x31746265'68617175ULL;  // "uqahebt1"
+constexpr std::uint64_t kMagic = 0x32746265'68617175ULL;  // "uqahebt2"
 constexpr auto kBytes = sizeof(HeartbeatRecord);
 
 std::string reason() { return std::error_code(errno, std::generic_category()).message(); }
@@ -34,6 +35,8 @@ HeartbeatRecord* map_record(int fd) {
 Heartbeats::Heartbeats(int rank, int world_size) : rank_(rank), world_size_(world_size) {
   private_record_.magic = kMagic;
   private_record_.pid = static_cast<std::uint64_t>(::getpid());
+  std::array<char, 256> host{};
+  if (::gethostname(host.data(), host.size() - 1) == 0) private_record_.host = std::hash<std::string>{}(host.data());
 }
 
 Heartbeats::~Heartbeats() {

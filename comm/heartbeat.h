@@ -29,6 +29,8 @@ struct HeartbeatRecord {
   static constexpr int kMaxGroups = 64;
   std::uint64_t magic = 0;
   std::uint64_t pid = 0;
+  std::uint64_t host = 0;      ///< a number of the host's name
+  std::uint64_t beats = 0;     ///< rises while the rank's watching thread runs: not in a process that is stopped; 0: nobody watches
   std::uint64_t reported = 0;  ///< of the lowest reachable rank: 1 once a watchdog of the job has reported
   std::uint64_t last_entry = 0;
   std::array<HeartbeatEntry, kMaxGroups> entries{};

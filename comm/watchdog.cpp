@@ -15,6 +15,9 @@ namespace uqa::comm {
 
 namespace {
 
+/// At a late collective before it is reported: as many beats of every rank that runs.
+constexpr int kLooksForLife = 3;
+
 template <std::size_t N>
 void put_text(std::array<char, N>& field, const std::string& text) {
   field.fill('\0');
@@ -112,6 +115,7 @@ void Watchdog::enter(int entry, const char* op, std::uint64_t sequence) {
   record.entries[static_cast<std::size_t>(entry)].inside = 1;
   record.last_entry = static_cast<std::uint64_t>(entry);
   waiting_ = {entry, op, sequence, Clock::now()};
+  late_looks_ = 0;
 }
 
 void Watchdog::leave() noexcept {
@@ -124,11 +128,15 @@ void Watchdog::leave() noexcept {
 void Watchdog::run() {
   std::unique_lock lock(mutex_);
   while (!stopping_) {
-    // Looking ten times in a time-out is late by a tenth at most.
+    // Looking ten times in a time-out, and three times more at what is late, is late by four tenths at most.
     stop_or_change_.wait_for(lock, std::chrono::duration<double>(std::clamp(timeout_s_ / 10, 0.01, 1.0)));
+    ++heartbeats_.own().beats;
     if (stopping_) continue;
     if (waiting_.entry >= 0 && is_late(waiting_)) {
-      const std::string line = describe(waiting_);
+      // A rank that is stopped after it has started a collective looks as if it waited, too: only its beats tell.
+      if (late_looks_ == 0) beats_when_late_ = beats_of(groups_[static_cast<std::size_t>(waiting_.entry)]);
+      if (++late_looks_ <= kLooksForLife) continue;
+      const std::string line = describe(waiting_, beats_when_late_);
       waiting_.entry = -1;  // once per collective
       report(lock, line);
     }
@@ -176,7 +184,18 @@ void Watchdog::poll(std::unique_lock<std::mutex>& lock) {
   }
 }
 
-std::string Watchdog::describe(const Waiting& waiting) const {
+std::map<int, std::uint64_t> Watchdog::beats_of(const Group& group) const {
+  std::map<int, std::uint64_t> beats;
+  for (const int peer : group.world_ranks) {
+    if (peer == rank_) continue;
+    // What another host writes may come here late.
+    const auto record = heartbeats_.read(peer);
+    if (record && record->host == heartbeats_.own().host && record->beats > 0) beats[peer] = record->beats;
+  }
+  return beats;
+}
+
+std::string Watchdog::describe(const Waiting& waiting, const std::map<int, std::uint64_t>& earlier) const {
   const Group& group = groups_[static_cast<std::size_t>(waiting.entry)];
   const std::uint64_t id = heartbeats_.own().entries[static_cast<std::size_t>(waiting.entry)].group_id;
   std::vector<std::string> missing;
@@ -190,8 +209,10 @@ std::string Watchdog::describe(const Waiting& waiting) const {
     }
     const auto entry = std::find_if(record->entries.begin(), record->entries.end(),
                                     [&](const HeartbeatEntry& e) { return e.group_id == id; });
-    if (entry == record->entries.end() || entry->sequence < waiting.sequence)
-      missing.push_back(fmt::format("{} ({})", peer, describe_last(*record)));
+    const auto before = earlier.find(peer);
+    const bool silent = before != earlier.end() && record->beats == before->second;
+    if (silent || entry == record->entries.end() || entry->sequence < waiting.sequence)
+      missing.push_back(fmt::format("{} ({}{})", peer, silent ? "gives no sign of life, " : "", describe_last(*record)));
   }
   std::string who;
   if (!missing.empty()) who = fmt::format("missing ranks: {}", fmt::join(missing, ", "));

@@ -9,6 +9,7 @@
 #include <condition_variable>
 #include <cstdint>
 #include <functional>
+#include <map>
 #include <memory>
 #include <mutex>
 #include <span>
@@ -89,7 +90,10 @@ class Watchdog {
   void poll(std::unique_lock<std::mutex>& lock);
   void report(std::unique_lock<std::mutex>& lock, const std::string& line);
   [[nodiscard]] bool is_late(const Waiting& waiting) const;
-  [[nodiscard]] std::string describe(const Waiting& waiting) const;
+  /// Beats of the group's ranks on this host, by rank.
+  [[nodiscard]] std::map<int, std::uint64_t> beats_of(const Group& group) const;
+  /// `earlier`: beats_of() some looks ago; a rank that has not beaten since is missing, whatever it has started. May be empty.
+  [[nodiscard]] std::string describe(const Waiting& waiting, const std::map<int, std::uint64_t>& earlier = {}) const;
 
   const int rank_;
   const OnTimeout on_timeout_;
@@ -100,6 +104,8 @@ class Watchdog {
   double timeout_s_ = 0;
   bool stopping_ = false;
   Waiting waiting_;  // what the caller is in; entry -1: nothing
+  int late_looks_ = 0;                           // at waiting_ since it is late
+  std::map<int, std::uint64_t> beats_when_late_; // at the first of them
   std::thread thread_;
 };
 

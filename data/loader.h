@@ -8,7 +8,6 @@
 #pragma once
 
 #include <algorithm>
-#include <chrono>
 #include <condition_variable>
 #include <cstdint>
 #include <exception>
@@ -21,6 +20,7 @@
 #include <utility>
 #include <vector>
 
+#include "core/clock.h"
 #include "core/error.h"
 
 namespace uqa::data {
@@ -84,9 +84,9 @@ class Prefetcher {
   /// The next step's item, waiting for it if need be; null after the end or after stop().
   [[nodiscard]] std::unique_ptr<T> next() {
     std::unique_lock lock(mutex_);
-    const auto begin = std::chrono::steady_clock::now();
+    const auto begin = Clock::now();
     changed_.wait(lock, [this] { return stopped_ || ready_.contains(next_to_give_); });
-    wait_s_ += std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
+    wait_s_ += seconds_since(begin);
     if (stopped_) return nullptr;
     auto at = ready_.find(next_to_give_);
     if (at->second.error) std::rethrow_exception(at->second.error);  // stays at the head: later calls throw again

@@ -39,11 +39,15 @@ void bind(OptionSet& options, trainer::LoopConfig& config) {
   options.add("deterministic", &train.deterministic, "the same bits in every run of this command: wants train.num_threads, and refuses a resume with other ranks, threads or vector instructions");
 }
 
-void bind(OptionSet& options, trainer::ParallelConfig& parallel) {
+void bind_mesh(OptionSet& options, trainer::ParallelConfig& parallel) {
   options.add("parallel.dp", &parallel.dp, "data-parallel degree; 0: world size / tp");
   options.add("parallel.tp", &parallel.tp, "tensor-parallel degree: ranks that split each layer (> 0)");
-  options.add("parallel.tables", &parallel.tables, "feature tables and item softmax: sharded by rows over a table group, or replicated");
   options.add("parallel.table_group", &parallel.table_group, "ranks that hold the sharded tables once; 0: all, at most 64");
+}
+
+void bind(OptionSet& options, trainer::ParallelConfig& parallel) {
+  bind_mesh(options, parallel);
+  options.add("parallel.tables", &parallel.tables, "feature tables and item softmax: sharded by rows over a table group, or replicated");
   options.add("parallel.table_min_rows", &parallel.table_min_rows, "tables with fewer rows are replicated in any case (>= 0)");
   options.add("parallel.shard", &parallel.shard, "what data-parallel ranks share out: none, optimizer (its state; each updates a part of every parameter), or full (parameters and gradients too, gathered a layer at a time)");
   options.add("parallel.bucket_bytes", &parallel.bucket_bytes, "size of a gradient bucket (> 0)");

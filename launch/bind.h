@@ -9,6 +9,8 @@ namespace uqa::launch {
 
 void bind(OptionSet& options, trainer::LoopConfig& config);
 void bind(OptionSet& options, trainer::ParallelConfig& parallel);
+/// Those of them that make the mesh.
+void bind_mesh(OptionSet& options, trainer::ParallelConfig& parallel);
 void bind(OptionSet& options, trainer::UserModelSettings& settings);
 
 /// Settings about this one call, common to every command that computes.

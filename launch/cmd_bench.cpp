@@ -173,13 +173,7 @@ class BenchCommand final : public Command {
     models::UserModel model(config, sharding);
     model->init_weights(static_cast<std::uint64_t>(seed_));
     model->train();
-    std::vector<trainer::NamedParameter> parameters;
-    const auto layouts = models::layouts_of(*model);
-    for (const auto& item : model->named_parameters()) {
-      const auto layout = layouts.find(item.key());
-      parameters.push_back({item.key(), item.value(), 1, layout == layouts.end() ? models::ParameterLayout{} : layout->second});
-    }
-    trainer::TrainedParameters trained(parameters, {&model->layers()}, mesh, parallel_);
+    trainer::TrainedParameters trained(trainer::trained_of(*model), {&model->layers()}, mesh, parallel_);
     trainer::Optimizer optimizer(trained.updated(), {});
 
     std::vector<double> seconds, rates, exposed;

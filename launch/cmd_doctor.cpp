@@ -30,9 +30,7 @@ class DoctorCommand final : public Command {
   DoctorCommand() {
     options_.add("device", &device_, "cpu or cuda: where the collectives are measured");
     options_.add("num_threads", &num_threads_, "threads of one rank that a run would be given; 0: cores of the host / ranks on it");
-    options_.add("parallel.dp", &dp_, "data-parallel degree; 0: world size / tp");
-    options_.add("parallel.tp", &tp_, "tensor-parallel degree");
-    options_.add("parallel.table_group", &table_group_, "ranks that share one copy of the tables; 0: the world up to 64 ranks");
+    bind_mesh(options_, parallel_);
     options_.add("bytes", &bytes_, "size of the tensors that bandwidth is measured with (> 0)");
     options_.add("repetitions", &repetitions_, "measured calls of each collective (> 0)");
     options_.add("network_bytes_per_s", &network_bytes_per_s_, "what the network between the hosts should give one rank; 0: not known, no comparison");
@@ -52,7 +50,7 @@ class DoctorCommand final : public Command {
                 network_bytes_per_s_);
     });
     const auto ranks = all_facts(*session);
-    const comm::Mesh mesh(world, static_cast<int>(dp_), static_cast<int>(tp_), static_cast<int>(table_group_));
+    const comm::Mesh mesh(world, static_cast<int>(parallel_.dp), static_cast<int>(parallel_.tp), static_cast<int>(parallel_.table_group));
     Json report{{"versions", versions(*session)}};
     for (const auto& rank : ranks) report["ranks"].push_back(rank.to_json());
     auto warnings = diagnose(ranks);
@@ -161,7 +159,8 @@ class DoctorCommand final : public Command {
   }
 
   std::string device_ = "cpu";
-  std::int64_t num_threads_ = 0, dp_ = 0, tp_ = 1, table_group_ = 0, bytes_ = std::int64_t{4} << 20, repetitions_ = 5;
+  trainer::ParallelConfig parallel_;
+  std::int64_t num_threads_ = 0, bytes_ = std::int64_t{4} << 20, repetitions_ = 5;
   double network_bytes_per_s_ = 0;
   bool json_ = false;
   CallSettings call_;

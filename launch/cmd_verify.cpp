@@ -1,8 +1,7 @@
-#include <charconv>
 #include <cstdio>
-#include <system_error>
 
 #include "comm/communicator.h"
+#include "core/text.h"
 #include "launch/bind.h"
 #include "launch/command.h"
 #include "launch/study_common.h"
@@ -11,6 +10,16 @@
 
 namespace uqa::launch {
 namespace {
+
+/// Makes tasks of a run's settings, with the loop's replaced.
+template <typename Task, typename Config>
+auto maker_of(Config config) {
+  return [config = std::move(config)](const trainer::LoopConfig& loop, const comm::Mesh& mesh) {
+    auto mine = config;
+    mine.loop = loop;
+    return std::make_unique<Task>(std::move(mine), mesh);
+  };
+}
 
 /// Trains a few steps of a run on several layouts and compares the losses.
 class VerifyCommand final : public Command {
@@ -36,8 +45,9 @@ class VerifyCommand final : public Command {
     std::vector<trainer::VerifyLayout> layouts;
     double tolerance = tolerance_;
     comm::run_agreed(world, [&] {
-      request = make_request();
-      layouts = make_layouts(world.size());
+      const auto stage = get<std::string>(trainer::RunDirectory::read_run_json(run_), "stage", (fs::path(run_) / "run.json").string());
+      request = make_request(stage);
+      layouts = make_layouts(stage, world.size());
       if (tolerance == 0) tolerance = request.loop.train.dtype == "bf16" ? 2e-2 : 1e-4;
       UQA_CHECK(tolerance > 0, ErrorCode::kConfig, "--tolerance = {}, must be >= 0", tolerance_);
       UQA_CHECK(output_.empty() || call_.overwrite || !fs::exists(output_), ErrorCode::kConfig, "--output = {} exists; give another path or --overwrite", output_);
@@ -50,7 +60,10 @@ class VerifyCommand final : public Command {
     for (const auto& result : results) ran += result.refused.empty() ? 1 : 0;
     comm::run_agreed(world, [&] {
       if (world.rank() != 0) return;
-      fs::remove_all(request.scratch);
+      // What was made, and no more: a directory that was there may hold something else.
+      for (const auto& layout : layouts) fs::remove_all(request.scratch / layout.name);
+      std::error_code not_empty;
+      fs::remove(request.scratch, not_empty);
       std::fputs(text_of(results).c_str(), stdout);
       if (ran >= 2) std::printf("largest relative difference %.2e, tolerance %.0e\n", worst, tolerance);
       if (!output_.empty()) write_file_atomic(output_, json_of(results, worst, tolerance).dump(1) + "\n");
@@ -61,41 +74,30 @@ class VerifyCommand final : public Command {
   }
 
  private:
-  [[nodiscard]] trainer::VerifyRequest make_request() const {
+  [[nodiscard]] trainer::VerifyRequest make_request(const std::string& stage) const {
     const fs::path run(run_);
-    const auto stage = get<std::string>(trainer::RunDirectory::read_run_json(run), "stage", (run / "run.json").string());
     const std::vector<std::string> words{"--config", (run / "config.ini").string()};
     trainer::VerifyRequest request{.loop = {}, .make_task = {}, .checkpoints = run / "checkpoints", .scratch = scratch_.empty() ? run / "verify" : fs::path(scratch_), .steps = steps_};
     if (stage == "pretrain") {
       const auto config = parse_pretrain(words);
       request.loop = config.loop;
-      request.make_task = [config](const trainer::LoopConfig& loop, const comm::Mesh& mesh) {
-        auto mine = config;
-        mine.loop = loop;
-        return std::make_unique<trainer::PretrainTask>(std::move(mine), mesh);
-      };
+      request.make_task = maker_of<trainer::PretrainTask>(config);
     } else if (stage == "align") {
       const auto config = parse_align(words);
       request.loop = config.loop;
-      request.make_task = [config](const trainer::LoopConfig& loop, const comm::Mesh& mesh) {
-        auto mine = config;
-        mine.loop = loop;
-        return std::make_unique<trainer::AlignTask>(std::move(mine), mesh);
-      };
+      request.make_task = maker_of<trainer::AlignTask>(config);
     } else {
       UQA_FAIL(ErrorCode::kConfig, "--run = {} is a run of stage {}, must be of pretrain or align", run_, stage);
     }
     return request;
   }
 
-  [[nodiscard]] std::vector<trainer::VerifyLayout> make_layouts(int num_ranks) const {
-    const auto stage = get<std::string>(trainer::RunDirectory::read_run_json(run_), "stage", run_);
+  [[nodiscard]] std::vector<trainer::VerifyLayout> make_layouts(const std::string& stage, int num_ranks) const {
     std::vector<trainer::VerifyLayout> layouts;
     if (one_rank_) layouts.push_back({.name = "one-rank", .one_rank = true, .tp = 1, .tables = "replicated"});
     for (const auto& word : tp_) {
-      std::int64_t tp = 0;
-      const auto [end, error] = std::from_chars(word.data(), word.data() + word.size(), tp);
-      UQA_CHECK(error == std::errc() && end == word.data() + word.size() && tp > 0, ErrorCode::kConfig, "--tp has '{}', must be whole numbers > 0, for example 1,2,4", word);
+      const std::int64_t tp = parse_int(word).value_or(0);
+      UQA_CHECK(tp > 0, ErrorCode::kConfig, "--tp has '{}', must be whole numbers > 0, for example 1,2,4", word);
       UQA_CHECK(num_ranks % tp == 0, ErrorCode::kConfig, "--tp has {}, which does not divide the {} rank{}; start with mpirun -np {}", tp, num_ranks, num_ranks == 1 ? "" : "s", tp);
       for (const auto& tables : tables_) {
         UQA_CHECK(tables == "replicated" || tables == "sharded", ErrorCode::kConfig, "--tables has '{}', must be replicated or sharded", tables);

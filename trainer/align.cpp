@@ -84,7 +84,7 @@ struct AlignTask::Impl {
     }
     flops_per_token = (frozen.llm ? 4.0 : 6.0) * weights + 6.0 * lora;
     if (soft && !frozen.encoder) {
-      for (const auto& parameter : trained_of("", *users->encoder())) {
+      for (const auto& parameter : trained_of(*users->encoder())) {
         if (parameter.tensor.dim() == 2 && !parameter.name.starts_with("ebc.")) flops_per_interaction += 6.0 * elements_of(parameter);
       }
     }
@@ -93,17 +93,6 @@ struct AlignTask::Impl {
   /// Of the whole parameter.
   static double elements_of(const NamedParameter& parameter) {
     return static_cast<double>(c10::multiply_integers(models::global_shape_of(parameter.tensor, parameter.layout)));
-  }
-  static std::vector<NamedParameter> trained_of(const std::string& prefix, const torch::nn::Module& module) {
-    const auto layouts = models::layouts_of(module);
-    std::vector<NamedParameter> parameters;
-    for (const auto& parameter : module.named_parameters()) {
-      if (!parameter.value().requires_grad()) continue;
-      const auto layout = layouts.find(parameter.key());
-      parameters.push_back(
-          {.name = prefix + parameter.key(), .tensor = parameter.value(), .layout = layout == layouts.end() ? models::ParameterLayout{} : layout->second});
-    }
-    return parameters;
   }
   [[nodiscard]] std::vector<NamedParameter> llm_parameters() const {
     std::vector<NamedParameter> parameters;
@@ -195,8 +184,8 @@ std::vector<NamedParameter> AlignTask::parameters() const {
     }
   };
   if (s.soft) {
-    add(Impl::trained_of("encoder.", *s.users->encoder()), other);
-    add(Impl::trained_of("adapter.", s.users->adapter()), 1);
+    add(trained_of(*s.users->encoder(), "encoder."), other);
+    add(trained_of(s.users->adapter(), "adapter."), 1);
   }
   add(s.llm_parameters(), other);
   return parameters;

@@ -5,6 +5,11 @@
 
 namespace uqa::trainer {
 
+void write_adapter(const fs::path& directory, const models::AdapterImpl& adapter) {
+  models::save_tensors(directory / "adapter.safetensors", models::state_dict(adapter), {{"format", "pt"}});
+  write_file_atomic(directory / "adapter.json", to_json(adapter.config()).dump(2) + "\n");
+}
+
 GivenAdapter read_given_adapter(const fs::path& directory, const models::AdapterConfig& wanted) {
   GivenAdapter given;
   const auto exported = directory / "export.json", aligned = directory / "model.json";

@@ -49,6 +49,8 @@ struct GivenAdapter {
   fs::path weights;                       ///< safetensors file
   std::string prefix;                     ///< of its tensors' names there
 };
+/// adapter.safetensors and adapter.json of an export.
+void write_adapter(const fs::path& directory, const models::AdapterImpl& adapter);
 /// From a directory of `uqa export` or `uqa align`. Error(kConfig) where it is not of the structure `wanted` (the LLM's width is not compared),
 /// naming both.
 [[nodiscard]] GivenAdapter read_given_adapter(const fs::path& directory, const models::AdapterConfig& wanted);

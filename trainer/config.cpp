@@ -3,6 +3,7 @@
 #include <cmath>
 
 #include "core/error.h"
+#include "trainer/trained_parameters.h"
 
 namespace uqa::trainer {
 namespace {
@@ -44,7 +45,7 @@ void ParallelConfig::validate() const {
   require(tables == "replicated" || tables == "sharded", "parallel.tables", tables, "replicated or sharded");
   require(table_group >= 0, "parallel.table_group", table_group, ">= 0 (0: the world, at most 64 ranks)");
   require(table_min_rows >= 0, "parallel.table_min_rows", table_min_rows, ">= 0");
-  require(shard == "none" || shard == "optimizer" || shard == "full", "parallel.shard", shard, "none, optimizer or full");
+  static_cast<void>(parse_shard(shard));
   require(std::isfinite(bucket_bytes) && bucket_bytes > 0, "parallel.bucket_bytes", bucket_bytes, "a number > 0");
 }
 

@@ -87,8 +87,7 @@ Json run_export(const ExportConfig& config) {
   if (aligned.prompt == "soft") {
     auto encoder = aligned.encoder;  // shares the module
     write_user_model(output.path(), *encoder);
-    models::save_tensors(output.path() / "adapter.safetensors", models::state_dict(*aligned.adapter), {{"format", "pt"}});
-    write_file_atomic(output.path() / "adapter.json", to_json(aligned.adapter->config()).dump(2) + "\n");
+    write_adapter(output.path(), *aligned.adapter);
     written["encoder_digest"] = digest_of(*aligned.encoder);
     written["prompt_options"] = to_json(aligned.prompt_options);
   }

@@ -121,9 +121,7 @@ Json run_import_checkpoint(const ImportCheckpointConfig& config) {
   models::save_tensors(output.path() / "model.safetensors", models::state_dict(*model));
   write_file_atomic(output.path() / "model.json", description.dump(2) + "\n");
   if (adapter) {
-    // As `uqa export` writes them.
-    models::save_tensors(output.path() / "adapter.safetensors", models::state_dict(*adapter), {{"format", "pt"}});
-    write_file_atomic(output.path() / "adapter.json", to_json(adapter->config()).dump(2) + "\n");
+    write_adapter(output.path(), *adapter);
     write_file_atomic(output.path() / "export.json", Json{{"format", "uqa.export"}, {"version", 1}, {"encoder_digest", info["encoder_digest"]}}.dump(2) + "\n");
   }
   write_file_atomic(output.path() / "config.ini", config.ini);

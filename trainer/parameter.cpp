@@ -26,6 +26,23 @@ std::vector<std::vector<std::vector<models::SliceRange>>> exchange_ranges(const 
   return held;
 }
 
+std::vector<NamedParameter> trained_of(const torch::nn::Module& module, const std::string& prefix) {
+  const auto layouts = models::layouts_of(module);
+  std::vector<NamedParameter> parameters;
+  for (const auto& parameter : module.named_parameters()) {
+    if (!parameter.value().requires_grad()) continue;
+    const auto layout = layouts.find(parameter.key());
+    parameters.push_back(
+        {.name = prefix + parameter.key(), .tensor = parameter.value(), .layout = layout == layouts.end() ? models::ParameterLayout{} : layout->second});
+  }
+  return parameters;
+}
+
+std::vector<NamedParameter> as_stored(std::vector<NamedParameter> parameters) {
+  for (auto& parameter : parameters) parameter.name.insert(0, "model.");
+  return parameters;
+}
+
 const comm::Communicator& ranks_of(models::ShardAxis axis, const comm::Mesh& mesh) {
   switch (axis) {
     case models::ShardAxis::kTp: return mesh.tp();

@@ -18,6 +18,10 @@ struct NamedParameter {
   models::ParameterLayout layout = {};  ///< replicated unless said otherwise
 };
 
+/// Parameters of a module that require a gradient, in the module's order, with their layouts. `prefix` goes before each name.
+[[nodiscard]] std::vector<NamedParameter> trained_of(const torch::nn::Module& module, const std::string& prefix = "");
+/// Parameters as checkpoints name them.
+[[nodiscard]] std::vector<NamedParameter> as_stored(std::vector<NamedParameter> parameters);
 /// The ranges of every parameter on every rank, by rank and position in `tensors`; empty for replicated ones. Collective where some parameter
 /// is cut.
 [[nodiscard]] std::vector<std::vector<std::vector<models::SliceRange>>> exchange_ranges(const std::vector<NamedParameter>& tensors, const comm::Communicator& world);

@@ -90,16 +90,7 @@ PretrainTask::PretrainTask(PretrainConfig config) : PretrainTask(std::move(confi
 
 PretrainTask::~PretrainTask() = default;
 
-std::vector<NamedParameter> PretrainTask::parameters() const {
-  std::vector<NamedParameter> parameters;
-  const auto layouts = models::layouts_of(*impl_->model);
-  for (const auto& parameter : impl_->model->named_parameters()) {
-    const auto layout = layouts.find(parameter.key());
-    parameters.push_back(
-        {.name = parameter.key(), .tensor = parameter.value(), .layout = layout == layouts.end() ? models::ParameterLayout{} : layout->second});
-  }
-  return parameters;
-}
+std::vector<NamedParameter> PretrainTask::parameters() const { return trained_of(*impl_->model); }
 
 std::vector<models::Layered*> PretrainTask::layered_models() const { return {&impl_->model->layers()}; }
 

@@ -2,6 +2,7 @@
 
 #include <cerrno>
 #include <cstring>
+#include <optional>
 #include <sstream>
 
 #include <fcntl.h>
@@ -113,5 +114,16 @@ void RunDirectory::truncate_metrics(std::int64_t step) {
 }
 
 Json RunDirectory::read_run_json(const fs::path& path) { return read_json(path / kRunJson); }
+
+RunDirectory open_run_directory(const fs::path& path, const std::string& stage, const std::string& config_ini, bool overwrite, const comm::Communicator& world) {
+  std::optional<RunDirectory> run;
+  // Rank 0 makes the directory before the others look at it.
+  for (const bool writer : {true, false}) {
+    comm::run_agreed(world, [&] {
+      if (writer == (world.rank() == 0)) run.emplace(path, stage, config_ini, writer && overwrite, writer);
+    });
+  }
+  return std::move(*run);
+}
 
 }  // namespace uqa::trainer

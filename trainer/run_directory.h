@@ -3,6 +3,7 @@
 
 #include <string>
 
+#include "comm/communicator.h"
 #include "core/file.h"
 #include "core/json.h"
 
@@ -30,5 +31,8 @@ class RunDirectory {
   fs::path path_;
   bool writer_;
 };
+
+/// Makes or re-opens a run directory on every rank, on rank 0 first. Collective over `world`; refusals are agreed. See RunDirectory's constructor.
+[[nodiscard]] RunDirectory open_run_directory(const fs::path& path, const std::string& stage, const std::string& config_ini, bool overwrite, const comm::Communicator& world);
 
 }  // namespace uqa::trainer

@@ -19,12 +19,6 @@
 namespace uqa::trainer {
 namespace {
 
-/// Parameters as checkpoints name them.
-std::vector<NamedParameter> model_tensors(std::vector<NamedParameter> tensors) {
-  for (auto& parameter : tensors) parameter.name = "model." + parameter.name;
-  return tensors;
-}
-
 /// One run of the loop. Every member function is called by every rank at the same step, in the same order.
 class Loop {
  public:
@@ -71,7 +65,7 @@ class Loop {
   }
 
   [[nodiscard]] std::vector<NamedParameter> checkpoint_tensors() const {
-    auto tensors = model_tensors(trained_.stored());
+    auto tensors = as_stored(trained_.stored());
     for (auto& state : optimizer_.state()) tensors.push_back(std::move(state));
     return tensors;
   }
@@ -313,7 +307,7 @@ class Loop {
     if (!result_.best_metric) result_.best_step = result_.steps;
     comm::run_agreed(mesh_.world(), [&] {
       if (result_.best_step != result_.steps) {
-        static_cast<void>(load_checkpoint(checkpoint_path(run_.checkpoints(), result_.best_step), model_tensors(trained_.stored()), Coverage::kSubset));
+        static_cast<void>(load_checkpoint(checkpoint_path(run_.checkpoints(), result_.best_step), as_stored(trained_.stored()), Coverage::kSubset));
       }
       task_.set_training(false);
     });

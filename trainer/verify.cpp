@@ -3,7 +3,6 @@
 #include <algorithm>
 #include <cmath>
 #include <fstream>
-#include <optional>
 
 #include "core/error.h"
 #include "trainer/checkpoint.h"
@@ -39,22 +38,14 @@ void read_losses(const fs::path& run, LayoutLosses& into) {
 void train_on(const VerifyLayout& layout, const VerifyRequest& request, const comm::Communicator& world) {
   const auto loop = loop_for(layout, request.loop, request.steps);
   const comm::Mesh mesh(world, 0, static_cast<int>(layout.tp));
-  std::optional<RunDirectory> run;
-  // Rank 0 makes the directory before the others look at it.
-  for (const bool writer : {true, false}) {
-    comm::run_agreed(world, [&] {
-      if (writer == (world.rank() == 0)) run.emplace(request.scratch / layout.name, "verify", "", /*overwrite=*/writer, writer);
-    });
-  }
+  auto run = open_run_directory(request.scratch / layout.name, "verify", "", /*overwrite=*/true, world);
   const auto task = request.make_task(loop, mesh);
   comm::run_agreed(world, [&] {
     const auto latest = latest_checkpoint(request.checkpoints);
     if (!latest) return;
-    auto tensors = task->parameters();
-    for (auto& tensor : tensors) tensor.name.insert(0, "model.");
-    static_cast<void>(load_checkpoint(checkpoint_path(request.checkpoints, *latest), tensors, Coverage::kSubset));
+    static_cast<void>(load_checkpoint(checkpoint_path(request.checkpoints, *latest), as_stored(task->parameters()), Coverage::kSubset));
   });
-  static_cast<void>(run_training(*task, loop, mesh, *run));
+  static_cast<void>(run_training(*task, loop, mesh, run));
 }
 
 }  // namespace

@@ -3,6 +3,7 @@
 
 #include "layouts.h"
 #include "models/tensor_io.h"
+#include "tests/support/weights.h"
 #include "tests/unit/trainer/align_fixture.h"
 #include "trainer/evaluate.h"
 
@@ -10,7 +11,7 @@ namespace uqa::trainer {
 namespace {
 
 using uqa::testing::dist_world;
-using uqa::testing::error_of;
+using uqa::tests::error_of;
 using uqa::testing::SharedDir;
 
 struct Degrees {

@@ -42,19 +42,4 @@ class SharedDir {
   fs::path path_;
 };
 
-/// Largest error over largest magnitude, the worst of all tensors; infinite where one is missing.
-inline double error_of(const std::map<std::string, at::Tensor>& ours, const std::map<std::string, at::Tensor>& reference, std::string* where = nullptr) {
-  double worst = ours.size() == reference.size() ? 0 : INFINITY;
-  for (const auto& [name, want] : reference) {
-    double error = INFINITY;
-    if (const auto found = ours.find(name); found != ours.end() && found->second.sizes() == want.sizes()) {
-      const double magnitude = want.abs().max().item<double>();
-      error = (want - found->second).abs().max().item<double>() / (magnitude > 0 ? magnitude : 1);
-    }
-    if (!(error <= worst) && where != nullptr) *where = name;
-    worst = std::max(worst, error);
-  }
-  return worst;
-}
-
 }  // namespace uqa::testing

@@ -3,6 +3,7 @@
 
 #include "layouts.h"
 #include "models/tensor_io.h"
+#include "tests/support/weights.h"
 #include "tests/unit/trainer/tiny_data.h"
 #include "trainer/pretrain.h"
 
@@ -10,7 +11,8 @@ namespace uqa::trainer {
 namespace {
 
 using uqa::testing::dist_world;
-using uqa::testing::error_of;
+using uqa::tests::error_of;
+using uqa::tests::without_key_bias;
 using uqa::testing::SharedDir;
 using uqa::testing::tensor_layouts;
 
@@ -36,16 +38,6 @@ Outcome train(PretrainConfig config, const comm::Mesh& mesh, const fs::path& pat
     outcome.gradients[p.name] = whole_of(NamedParameter{.name = p.name, .tensor = p.tensor.grad(), .layout = p.layout}, mesh);
   }
   return outcome;
-}
-
-/// The keys' biases change no output (softmax does not see them), so their gradient is rounding noise.
-std::map<std::string, Tensor> without_key_bias(std::map<std::string, Tensor> weights) {
-  for (auto& [name, tensor] : weights) {
-    if (!name.ends_with("in_proj_bias")) continue;
-    const auto parts = tensor.chunk(3);
-    tensor = at::cat({parts[0], parts[2]});
-  }
-  return weights;
 }
 
 class TensorParallelPretrain : public ::testing::Test {

@@ -3,6 +3,7 @@
 
 #include "models/tensor_io.h"
 #include "tests/dist/dist_world.h"
+#include "tests/support/weights.h"
 #include "tests/unit/trainer/tiny_data.h"
 #include "trainer/checkpoint.h"
 #include "trainer/pretrain.h"
@@ -11,6 +12,8 @@ namespace uqa::trainer {
 namespace {
 
 using testing::dist_world;
+using tests::error_of;
+using tests::without_key_bias;
 
 /// A directory that all ranks see; the name differs between rank counts, which ctest may run at the same time.
 class SharedDirectory {
@@ -68,27 +71,6 @@ Trained train(const PretrainConfig& config, const comm::Communicator& world, con
   }
   comm::barrier(world);
   return trained;
-}
-
-/// Largest error over largest magnitude, the worst of all tensors.
-double error_of(const std::map<std::string, Tensor>& ours, const std::map<std::string, Tensor>& reference) {
-  double worst = 0;
-  for (const auto& [name, want] : reference) {
-    const double magnitude = want.abs().max().item<double>(), error = (want - ours.at(name)).abs().max().item<double>();
-    worst = std::max(worst, magnitude > 0 ? error / magnitude : error);
-  }
-  return worst;
-}
-
-/// Without the biases of attention keys: softmax does not change when all scores of a row do, so their gradient is rounding noise alone, which
-/// AdamW divides by its own size. No output depends on them.
-std::map<std::string, Tensor> without_key_bias(std::map<std::string, Tensor> weights) {
-  for (auto& [name, tensor] : weights) {
-    if (!name.ends_with("in_proj_bias")) continue;
-    const auto parts = tensor.chunk(3);
-    tensor = at::cat({parts[0], parts[2]});
-  }
-  return weights;
 }
 
 struct Case {

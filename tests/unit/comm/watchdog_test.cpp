@@ -79,6 +79,34 @@ TEST_F(WatchdogTest, NamesTheMissingRankAndWhatItDidLast) {
   }
 }
 
+TEST_F(WatchdogTest, NamesARankThatHasStartedTheCollectiveAndStopped) {
+  Rank waits(0, 3), runs(2, 3);
+  // Its watching thread stops where a stopped process' does: anywhere, here in its own report.
+  std::promise<void> stopped, go_on;
+  const auto stops = std::make_shared<Watchdog>(1, 3, [&](const std::string&, bool) {
+    stopped.set_value();
+    go_on.get_future().wait();
+  });
+  const std::vector<std::shared_ptr<Watchdog>> watchdogs{waits.watchdog, stops, runs.watchdog};
+  for (const auto& watchdog : watchdogs) watchdog->create_heartbeat(directory_);
+  for (const auto& watchdog : watchdogs) watchdog->meet_peers(PeerFiles::kByName);
+  std::vector<WatchedGroup> groups;
+  for (const auto& watchdog : watchdogs) groups.emplace_back(watchdog, 7, "dp", world_);
+  for (auto& group : groups) static_cast<void>(group.issue("all_reduce_async"));
+  WatchedGroup other(stops, 9, "tp", std::vector<int>{1});
+  {
+    const WatchedGroup::Scope elsewhere(other, "barrier");
+    stops->watch(0.1);
+    stopped.get_future().wait();
+    runs.watchdog->watch(0.5);
+    waits.watchdog->watch(1);
+    const WatchedGroup::Scope stuck(groups[0], "all_reduce_async", 1);
+    ASSERT_EQ(waits.report.wait_for(milliseconds(20000)), std::future_status::ready);
+    expect_contains(waits.report.get().line, "missing ranks: 1 (gives no sign of life, last entered barrier on axis 'tp', sequence 1);");
+    go_on.set_value();
+  }
+}
+
 TEST_F(WatchdogTest, OneRankOfTheJobReports) {
   auto ranks = make_ranks(2);
   std::vector<WatchedGroup> groups;

@@ -9,6 +9,7 @@
 #include "models/tensor_io.h"
 #include "tests/support/expect_error.h"
 #include "tests/support/temp_dir.h"
+#include "tests/support/weights.h"
 #include "tiny_data.h"
 #include "toy_task.h"
 #include "trainer/optimizer.h"
@@ -17,6 +18,9 @@
 
 namespace uqa::trainer {
 namespace {
+
+using tests::error_of;
+using tests::without_key_bias;
 
 struct ShardLayout {
   std::string shard = "none";
@@ -32,31 +36,6 @@ void apply(const ShardLayout& layout, ParallelConfig& parallel) {
   parallel.tables = layout.tables;
   parallel.table_min_rows = 20;  // the items, not the tags
   parallel.bucket_bytes = 4000;  // several messages
-}
-
-/// Largest error over largest magnitude, the worst of all tensors.
-double error_of(const std::map<std::string, Tensor>& ours, const std::map<std::string, Tensor>& reference, std::string* where = nullptr) {
-  double worst = ours.size() == reference.size() ? 0 : INFINITY;
-  for (const auto& [name, want] : reference) {
-    double error = INFINITY;
-    if (const auto found = ours.find(name); found != ours.end() && found->second.sizes() == want.sizes()) {
-      const double magnitude = want.abs().max().item<double>();
-      error = (want - found->second).abs().max().item<double>() / (magnitude > 0 ? magnitude : 1);
-    }
-    if (!(error <= worst) && where != nullptr) *where = name;
-    worst = std::max(worst, error);
-  }
-  return worst;
-}
-
-/// Without the biases of attention keys, whose gradient is rounding noise: softmax does not see them.
-std::map<std::string, Tensor> without_key_bias(std::map<std::string, Tensor> weights) {
-  for (auto& [name, tensor] : weights) {
-    if (!name.ends_with("in_proj_bias")) continue;
-    const auto parts = tensor.chunk(3);
-    tensor = at::cat({parts[0], parts[2]});
-  }
-  return weights;
 }
 
 struct Outcome {

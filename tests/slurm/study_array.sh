@@ -61,7 +61,7 @@ model.item_dim = 8
 model.feature_dim = 4
 model.max_len = 32
 batch.global_users = 8
-train.epochs = 60
+train.epochs = 240
 train.num_threads = 1
 checkpoint.every_steps = 20
 INI
@@ -100,21 +100,26 @@ print(json.load(open(sys.argv[1]))["runs"][int(sys.argv[2])]["directories"][0] +
 PY
 }
 
-# Preemption: a job of the urgent partition takes all of n1.
-until_true 300 "no task of n1 wrote a checkpoint" task_on n1
+# Both disturbances at once, while the first four tasks run, two on each node: a machine that is fast enough may have nothing left to disturb a second time.
+both_run() { task_on n1 && task_on n2; }
+until_true 300 "no task of n1 and of n2 wrote a checkpoint" both_run
 preempted=$(squeue -h -t R -j "$job" -w n1 -o %K | tr '\n' ' ')
+lost=$(squeue -h -t R -j "$job" -w n2 -o %K | tr '\n' ' ')
+# A lost node: n2 goes down under its tasks.
+scontrol update nodename=n2 state=down reason=test || fail "n2 was not taken down"
+# Preemption: a job of the urgent partition takes all of n1.
 urgent=$(sbatch --parsable -p urgent -w n1 --exclusive --output=urgent.out --wrap "sleep 1")
+until_true 180 "tasks of the lost node still run" sh -c "! squeue -h -t R -j $job -w n2 | grep -q ."
 until_true 300 "nothing was preempted on n1" grep -qi "preempted\|requeu" "$work/cluster/slurmctld.log"
 until_true 300 "the urgent job did not end" sh -c "! squeue -h -j $urgent | grep -q ."
-
-# A lost node: n2 goes down under its tasks and comes back.
-until_true 300 "no task of n2 wrote a checkpoint" task_on n2
-lost=$(squeue -h -t R -j "$job" -w n2 -o %K | tr '\n' ' ')
-scontrol update nodename=n2 state=down reason=test
-until_true 180 "tasks of the lost node still run" sh -c "! squeue -h -t R -j $job -w n2 | grep -q ."
 scontrol update nodename=n2 state=resume 2>/dev/null  # refused where its slurmd has already reported back
 echo "preempted tasks: $preempted, tasks of the lost node: $lost"
 [ -n "$preempted" ] && [ -n "$lost" ] || fail "nothing was disturbed"
+# Every disturbed task came back to the queue, so none of them had ended before.
+for index in $preempted $lost; do
+  restarts=$(scontrol show job "${job}_$index" | grep -o "Restarts=[0-9]*" | cut -d= -f2)
+  [ "${restarts:-0}" -ge 1 ] || fail "task $index was not requeued"
+done
 
 finished() {
   hurry "$job"
@@ -138,7 +143,7 @@ done
 # Several ranks over both nodes; the signal comes long before the end, 60 s before the limit of two minutes at the latest.
 cd "$source" || exit 1
 long=$(sbatch --parsable --nodes=2 --ntasks-per-node=1 --output="$work/ranks.out" --time=30 slurm/pretrain.sbatch --data "$work/data" --run "$work/ranks" --encoder sasrec \
-  --model.hidden=8 --model.num_heads=2 --model.num_layers=1 --model.item_dim=8 --model.feature_dim=4 --model.max_len=32 --batch.global_users=8 --train.epochs=60 \
+  --model.hidden=8 --model.num_heads=2 --model.num_layers=1 --model.item_dim=8 --model.feature_dim=4 --model.max_len=32 --batch.global_users=8 --train.epochs=240 \
   --train.num_threads=1 --checkpoint.every_steps=20)
 cd "$work" || exit 1
 until_true 300 "the job of two ranks wrote no checkpoint" test -e ranks/checkpoints/latest

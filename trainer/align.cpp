@@ -8,6 +8,7 @@
 
 #include "core/error.h"
 #include "core/log.h"
+#include "models/recompute.h"
 #include "models/tensor_io.h"
 #include "trainer/align_ask.h"
 #include "trainer/align_parts.h"
@@ -229,6 +230,7 @@ Tensor AlignTask::loss_sum(const TaskBatch& batch, std::int64_t micro_index, con
   const auto& parts = static_cast<const AlignBatch&>(batch).micro;
   if (micro_index >= static_cast<std::int64_t>(parts.size())) return at::zeros({}, at::kFloat);
   const auto& micro = parts[static_cast<std::size_t>(micro_index)];
+  const models::RecomputeLayers recompute(s.config.loop.memory.recompute == "layers");
   const auto head_RH = run_prompts(*s.llm, micro.packed, s.soft_of(micro, context));
   const auto log_probs_N = token_log_probs(*s.llm, head_RH, micro.packed);
   return s.questions->choice() ? s.losses(micro, s.option_scores(micro, log_probs_N)).sum() : -log_probs_N.sum();

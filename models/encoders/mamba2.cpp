@@ -11,6 +11,7 @@
 #include "models/layers/ssd_scan.h"
 #include "models/parallel/linear.h"
 #include "models/parallel/norm.h"
+#include "models/recompute.h"
 
 // T packed rows, H width, I inner width, C channels of the convolution (x, B and C), K taps, M heads of the scan; I, C and M of this rank where
 // heads are split over ranks.
@@ -191,7 +192,12 @@ Mamba2Impl::Mamba2Impl(const UserModelConfig& config, const TensorParallel& tp) 
 
 Tensor Mamba2Impl::forward(const Tensor& x_TH, const PackedLayout& layout, const DropoutContext& context) {
   auto state_TH = x_TH;
-  for (std::size_t i = 0; i < modules_->layers.size(); ++i) state_TH = watched(i, [&] { return modules_->layers[i]->forward(state_TH, layout, context); });
+  const auto shared = std::make_shared<const PackedLayout>(layout);  // a recomputed layer outlives the caller's
+  for (std::size_t i = 0; i < modules_->layers.size(); ++i) {
+    auto& layer = modules_->layers[i];
+    const auto run = [layer, shared, context](const Tensor& x) mutable { return layer->forward(x, *shared, context); };
+    state_TH = watched(i, [&] { return run_layer(run, state_TH, *layer); });
+  }
   return state_TH;
 }
 

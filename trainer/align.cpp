@@ -98,9 +98,7 @@ struct AlignTask::Impl {
   [[nodiscard]] std::vector<NamedParameter> llm_parameters() const {
     std::vector<NamedParameter> parameters;
     for (const auto& [name, tensor] : llm->trainable_parameters()) {
-      const auto layout = llm->trainable_layouts().find(name);
-      parameters.push_back(
-          {.name = "llm." + name, .tensor = tensor, .layout = layout == llm->trainable_layouts().end() ? models::ParameterLayout{} : layout->second});
+      parameters.push_back({.name = "llm." + name, .tensor = tensor, .layout = models::layout_in(llm->trainable_layouts(), name)});
     }
     return parameters;
   }

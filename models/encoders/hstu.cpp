@@ -150,11 +150,7 @@ Tensor HstuImpl::forward(const Tensor& x_TH, const PackedLayout& layout, const D
   return state_TH;
 }
 
-std::vector<std::vector<Tensor>> HstuImpl::layer_parameters() const {
-  std::vector<std::vector<Tensor>> parameters;
-  for (const auto& layer : modules_->layers) parameters.push_back(layer->parameters());
-  return parameters;
-}
+std::vector<std::vector<Tensor>> HstuImpl::layer_parameters() const { return parameters_of_each(modules_->layers); }
 
 void HstuImpl::init_weights(std::uint64_t seed, const std::string& prefix) {
   constexpr double kStd = 0.02;

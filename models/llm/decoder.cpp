@@ -54,23 +54,16 @@ std::map<std::string, std::vector<std::int64_t>> LlmConfig::weight_shapes() cons
 
 LlmSplit LlmSplit::of(const LlmConfig& config, const TensorParallel& tp) {
   const int size = tp.size();
-  const auto kv = config.num_kv_heads;
   LlmSplit split{.heads = cut(config.num_heads, tp, "the LLM's num_attention_heads"),
                  .kv_heads = {},
                  .inner = cut(config.intermediate, tp, "the LLM's intermediate_size"),
                  .vocab = even_range(config.vocab_size, tp.rank(), size),
                  .kv_sharers = {}};
-  UQA_CHECK(kv % size == 0 || size % kv == 0, ErrorCode::kConfig,
-            "the LLM's num_key_value_heads = {}, must be a multiple or a divisor of the tensor-parallel degree {}; change --parallel.llm_tp", kv, size);
   UQA_CHECK(config.vocab_size >= size, ErrorCode::kConfig, "the LLM's vocab_size = {}, must be at least the tensor-parallel degree {}; change --parallel.llm_tp",
             config.vocab_size, size);
-  if (kv % size == 0) {
-    split.kv_heads = even_range(kv, tp.rank(), size);
-  } else {
-    const int ranks_of_head = size / static_cast<int>(kv);
-    split.kv_heads = {.begin = tp.rank() / ranks_of_head, .length = 1};
-    split.kv_sharers = tp.comm.split(tp.rank() / ranks_of_head, tp.rank(), "kv_head");
-  }
+  const auto kv = cut_or_share(config.num_kv_heads, tp, "the LLM's num_key_value_heads", "kv_head");
+  split.kv_heads = kv.range;
+  split.kv_sharers = kv.sharers;
   return split;
 }
 

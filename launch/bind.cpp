@@ -35,6 +35,7 @@ void bind(OptionSet& options, trainer::LoopConfig& config) {
   options.add("train.patience", &train.patience, "stop after so many epochs without a better metric; 0: never");
   options.add("train.log_every_steps", &train.log_every_steps, "one metrics record every so many steps (> 0)");
   options.add("train.dtype", &train.dtype, "GEMM type, float32 or bf16 (master weights stay float32)");
+  options.add("memory.recompute", &config.memory.recompute, "none, or layers: they run again in the backward pass instead of keeping activations");
   options.add("train.num_threads", &train.num_threads, "threads of one rank; 0: cores of the host / ranks on it");
   options.add("deterministic", &train.deterministic, "the same bits in every run of this command: wants train.num_threads, and refuses a resume with other ranks, threads or vector instructions");
 }

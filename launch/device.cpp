@@ -26,8 +26,8 @@ void check_device(const std::string& device) {
 void check_stage_device(const std::string& device) {
   check_device(device);
   UQA_CHECK(device == "cpu", ErrorCode::kConfig,
-            "--device = cuda, the training stages need cpu in this version: feature tables, packed attention, silu attention, GRU, state-space scan, causal convolution, norms, "
-            "dropout, item softmax and the LLM's layers have no CUDA path; use --device=cpu (doctor and bench collectives take cuda)");
+            "--device = cuda, the training stages need cpu in this version: feature tables, silu attention, GRU, state-space scan, causal convolution, the encoders' norms, "
+            "dropout, generation, batches and gradient buckets have no CUDA path; use --device=cpu (doctor and bench collectives take cuda)");
 }
 
 }  // namespace uqa::launch

@@ -11,6 +11,14 @@
 
 namespace uqa::models {
 
+/// Of layers that are modules: each one's parameters.
+template <typename Layers>
+[[nodiscard]] std::vector<std::vector<Tensor>> parameters_of_each(const Layers& layers) {
+  std::vector<std::vector<Tensor>> parameters;
+  for (const auto& layer : layers) parameters.push_back(layer->parameters());
+  return parameters;
+}
+
 class LayerWatch {
  public:
   virtual ~LayerWatch() = default;

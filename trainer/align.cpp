@@ -8,6 +8,7 @@
 
 #include "core/error.h"
 #include "core/log.h"
+#include "models/recompute.h"
 #include "models/tensor_io.h"
 #include "trainer/align_ask.h"
 #include "trainer/align_parts.h"
@@ -97,9 +98,7 @@ struct AlignTask::Impl {
   [[nodiscard]] std::vector<NamedParameter> llm_parameters() const {
     std::vector<NamedParameter> parameters;
     for (const auto& [name, tensor] : llm->trainable_parameters()) {
-      const auto layout = llm->trainable_layouts().find(name);
-      parameters.push_back(
-          {.name = "llm." + name, .tensor = tensor, .layout = layout == llm->trainable_layouts().end() ? models::ParameterLayout{} : layout->second});
+      parameters.push_back({.name = "llm." + name, .tensor = tensor, .layout = models::layout_in(llm->trainable_layouts(), name)});
     }
     return parameters;
   }
@@ -229,6 +228,7 @@ Tensor AlignTask::loss_sum(const TaskBatch& batch, std::int64_t micro_index, con
   const auto& parts = static_cast<const AlignBatch&>(batch).micro;
   if (micro_index >= static_cast<std::int64_t>(parts.size())) return at::zeros({}, at::kFloat);
   const auto& micro = parts[static_cast<std::size_t>(micro_index)];
+  const models::RecomputeLayers recompute(s.config.loop.memory.recompute == "layers");
   const auto head_RH = run_prompts(*s.llm, micro.packed, s.soft_of(micro, context));
   const auto log_probs_N = token_log_probs(*s.llm, head_RH, micro.packed);
   return s.questions->choice() ? s.losses(micro, s.option_scores(micro, log_probs_N)).sum() : -log_probs_N.sum();

@@ -14,6 +14,7 @@ Json run_align(const AlignConfig& config, const comm::Mesh& mesh, RunDirectory& 
   Json info = describe_run(mesh);
   const auto deviations = task.deviations();
   info["deviations"] = deviations.to_json();
+  info["memory"] = {{"recompute", config.loop.memory.recompute}};
   const Json facts = task.describe();
   info.update(facts);
   comm::run_agreed(world, [&] { run.write_run_json(info); });

@@ -67,12 +67,17 @@ void TrainConfig::validate() const {
             "deterministic is on and train.num_threads = {}: sums depend on the number of threads, and hosts differ in theirs; give --train.num_threads", num_threads);
 }
 
+void MemoryConfig::validate() const {
+  require(recompute == "none" || recompute == "layers", "memory.recompute", recompute, "none or layers");
+}
+
 void LoopConfig::validate() const {
   optim.validate();
   batch.validate();
   parallel.validate();
   checkpoint.validate();
   train.validate();
+  memory.validate();
 }
 
 std::vector<std::string> differing_settings(const LoopConfig& here, const LoopConfig& there) {

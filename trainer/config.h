@@ -68,6 +68,11 @@ struct TrainConfig {
   void validate() const;
 };
 
+struct MemoryConfig {
+  std::string recompute = "none"; ///< "none", or "layers": encoder and LLM layers run again in the backward pass instead of keeping activations
+  void validate() const;
+};
+
 /// Everything the shared loop needs.
 struct LoopConfig {
   OptimConfig optim;
@@ -75,6 +80,7 @@ struct LoopConfig {
   ParallelConfig parallel;
   CheckpointConfig checkpoint;
   TrainConfig train;
+  MemoryConfig memory;
   void validate() const;
 };
 

@@ -31,9 +31,7 @@ std::vector<NamedParameter> trained_of(const torch::nn::Module& module, const st
   std::vector<NamedParameter> parameters;
   for (const auto& parameter : module.named_parameters()) {
     if (!parameter.value().requires_grad()) continue;
-    const auto layout = layouts.find(parameter.key());
-    parameters.push_back(
-        {.name = prefix + parameter.key(), .tensor = parameter.value(), .layout = layout == layouts.end() ? models::ParameterLayout{} : layout->second});
+    parameters.push_back({.name = prefix + parameter.key(), .tensor = parameter.value(), .layout = models::layout_in(layouts, parameter.key())});
   }
   return parameters;
 }

@@ -6,6 +6,7 @@
 #include "core/log.h"
 #include "models/cost.h"
 #include "models/loss/item_softmax.h"
+#include "models/recompute.h"
 #include "trainer/autocast.h"
 #include "trainer/next_item_eval.h"
 #include "trainer/run_info.h"
@@ -128,6 +129,7 @@ Tensor PretrainTask::loss_sum(const TaskBatch& batch, std::int64_t micro, const 
   Tensor h_TD;
   {
     const AutocastBf16 autocast(impl_->bf16());
+    const models::RecomputeLayers recompute(impl_->config.loop.memory.recompute == "layers");
     h_TD = model.item_hiddens(model.forward(has_rows ? wrap_user_batch(packed) : model.empty_batch(), context));
   }
   const auto targets_T = has_rows ? wrap_targets(packed) : at::empty({0}, at::kLong);
@@ -225,6 +227,7 @@ Json run_pretrain(const PretrainConfig& config, const comm::Mesh& mesh, RunDirec
   const auto deviations = task->deviations();
   info["deviations"] = deviations.to_json();
   info["encoder_split"] = task->encoder_split();
+  info["memory"] = {{"recompute", config.loop.memory.recompute}};
   info["data"] = {{"path", config.data},
                   {"digest", task->dataset().digest()},
                   {"users", task->dataset().num_users()},

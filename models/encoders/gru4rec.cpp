@@ -7,6 +7,7 @@
 #include "models/layers/linear.h"
 #include "models/layers/norm.h"
 #include "models/layers/packed_gru.h"
+#include "models/recompute.h"
 
 // T packed rows, H width of the encoder, F width of the recurrent state.
 
@@ -46,7 +47,8 @@ Tensor Gru4RecImpl::forward(const Tensor& x_TH, const PackedLayout& layout, cons
   auto state_TF = x_TH;
   for (std::size_t i = 0; i < modules_->layers.size(); ++i) {
     const auto& layer = modules_->layers[i];
-    state_TF = watched(i, [&] { return packed_gru(at::linear(state_TF, layer.weight_ih), layer.weight_hh, layout.cu_seqlens); });
+    const auto run = [layer, starts = layout.cu_seqlens](const Tensor& x) { return packed_gru(at::linear(x, layer.weight_ih), layer.weight_hh, starts); };
+    state_TF = watched(i, [&] { return run_layer(run, state_TF, {layer.weight_ih, layer.weight_hh}); });
   }
   // The reference drops behind the last layer only.
   if (is_training()) state_TF = dropout(state_TF, modules_->dropout, dropout_key(context, -1, DropoutSite::kFfnInner), layout);

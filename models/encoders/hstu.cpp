@@ -9,6 +9,7 @@
 #include "models/layers/silu_attention.h"
 #include "models/parallel/linear.h"
 #include "models/parallel/norm.h"
+#include "models/recompute.h"
 
 // T packed rows, H width, N heads of this rank, A width of a head's q and k, L width of its u and v, P = 2 N (L + A).
 
@@ -140,15 +141,16 @@ Tensor HstuImpl::forward(const Tensor& x_TH, const PackedLayout& layout, const D
     scoring.buckets = time_buckets(layout);
   }
   auto state_TH = x_TH;
-  for (std::size_t i = 0; i < modules_->layers.size(); ++i) state_TH = watched(i, [&] { return modules_->layers[i]->forward(state_TH, layout, scoring, context); });
+  const auto shared = std::make_shared<const PackedLayout>(layout);  // a recomputed layer outlives the caller's
+  for (std::size_t i = 0; i < modules_->layers.size(); ++i) {
+    auto& layer = modules_->layers[i];
+    const auto run = [layer, shared, scoring, context](const Tensor& x) mutable { return layer->forward(x, *shared, scoring, context); };
+    state_TH = watched(i, [&] { return run_layer(run, state_TH, *layer); });
+  }
   return state_TH;
 }
 
-std::vector<std::vector<Tensor>> HstuImpl::layer_parameters() const {
-  std::vector<std::vector<Tensor>> parameters;
-  for (const auto& layer : modules_->layers) parameters.push_back(layer->parameters());
-  return parameters;
-}
+std::vector<std::vector<Tensor>> HstuImpl::layer_parameters() const { return parameters_of_each(modules_->layers); }
 
 void HstuImpl::init_weights(std::uint64_t seed, const std::string& prefix) {
   constexpr double kStd = 0.02;

@@ -11,6 +11,7 @@
 #include "models/layers/ssd_scan.h"
 #include "models/parallel/linear.h"
 #include "models/parallel/norm.h"
+#include "models/recompute.h"
 
 // T packed rows, H width, I inner width, C channels of the convolution (x, B and C), K taps, M heads of the scan; I, C and M of this rank where
 // heads are split over ranks.
@@ -36,17 +37,10 @@ struct HeadSplit {
 /// Whole groups on each rank, or several ranks to a group. Collective where ranks share groups. Error(kConfig) with both numbers.
 HeadSplit split_heads(const UserModelConfig& config, const TensorParallel& tp) {
   HeadSplit split{.full = sizes_of(config), .own = {}, .heads = {}, .groups = {}, .group = {}};
-  const auto num_groups = split.full.num_groups;
   split.heads = cut(split.full.num_heads, tp, "heads of mamba2 (mamba2.expand * hidden / mamba2.head_dim)");
-  UQA_CHECK(num_groups % tp.size() == 0 || tp.size() % num_groups == 0, ErrorCode::kConfig,
-            "model.mamba2.num_groups = {}, must be a multiple or a divisor of the tensor-parallel degree {}; change it or --parallel.tp", num_groups, tp.size());
-  if (num_groups % tp.size() == 0) {
-    split.groups = even_range(num_groups, tp.rank(), tp.size());
-  } else {
-    const auto ranks_of_group = tp.size() / static_cast<int>(num_groups);
-    split.groups = {.begin = tp.rank() / ranks_of_group, .length = 1};
-    split.group = tp.comm.split(tp.rank() / ranks_of_group, tp.rank(), "tp_group");
-  }
+  const auto groups = cut_or_share(split.full.num_groups, tp, "model.mamba2.num_groups", "tp_group");
+  split.groups = groups.range;
+  split.group = groups.sharers;
   split.own = split.full;
   split.own.num_heads = split.heads.length;
   split.own.num_groups = split.groups.length;
@@ -191,15 +185,16 @@ Mamba2Impl::Mamba2Impl(const UserModelConfig& config, const TensorParallel& tp) 
 
 Tensor Mamba2Impl::forward(const Tensor& x_TH, const PackedLayout& layout, const DropoutContext& context) {
   auto state_TH = x_TH;
-  for (std::size_t i = 0; i < modules_->layers.size(); ++i) state_TH = watched(i, [&] { return modules_->layers[i]->forward(state_TH, layout, context); });
+  const auto shared = std::make_shared<const PackedLayout>(layout);  // a recomputed layer outlives the caller's
+  for (std::size_t i = 0; i < modules_->layers.size(); ++i) {
+    auto& layer = modules_->layers[i];
+    const auto run = [layer, shared, context](const Tensor& x) mutable { return layer->forward(x, *shared, context); };
+    state_TH = watched(i, [&] { return run_layer(run, state_TH, *layer); });
+  }
   return state_TH;
 }
 
-std::vector<std::vector<Tensor>> Mamba2Impl::layer_parameters() const {
-  std::vector<std::vector<Tensor>> parameters;
-  for (const auto& layer : modules_->layers) parameters.push_back(layer->parameters());
-  return parameters;
-}
+std::vector<std::vector<Tensor>> Mamba2Impl::layer_parameters() const { return parameters_of_each(modules_->layers); }
 
 void Mamba2Impl::init_weights(std::uint64_t seed, const std::string& prefix) {
   const at::NoGradGuard no_grad;

@@ -7,6 +7,7 @@
 #include "models/layers/norm.h"
 #include "models/layers/packed_attention.h"
 #include "models/parallel/linear.h"
+#include "models/recompute.h"
 
 // T packed rows, H width, N heads of this rank, D head width.
 
@@ -106,15 +107,16 @@ SasrecImpl::SasrecImpl(const UserModelConfig& config, const TensorParallel& tp) 
 Tensor SasrecImpl::forward(const Tensor& x_TH, const PackedLayout& layout, const DropoutContext& context) {
   auto state_TH = x_TH + modules_->position_VH.index_select(0, layout.positions());
   if (is_training()) state_TH = dropout(state_TH, modules_->dropout, dropout_key(context, -1, DropoutSite::kEmbedding), layout);
-  for (std::size_t i = 0; i < modules_->layers.size(); ++i) state_TH = watched(i, [&] { return modules_->layers[i]->forward(state_TH, layout, context); });
+  const auto shared = std::make_shared<const PackedLayout>(layout);  // a recomputed layer outlives the caller's
+  for (std::size_t i = 0; i < modules_->layers.size(); ++i) {
+    auto& layer = modules_->layers[i];
+    const auto run = [layer, shared, context](const Tensor& x) mutable { return layer->forward(x, *shared, context); };
+    state_TH = watched(i, [&] { return run_layer(run, state_TH, *layer); });
+  }
   return modules_->norm->forward(state_TH);
 }
 
-std::vector<std::vector<Tensor>> SasrecImpl::layer_parameters() const {
-  std::vector<std::vector<Tensor>> parameters;
-  for (const auto& layer : modules_->layers) parameters.push_back(layer->parameters());
-  return parameters;
-}
+std::vector<std::vector<Tensor>> SasrecImpl::layer_parameters() const { return parameters_of_each(modules_->layers); }
 
 void SasrecImpl::init_weights(std::uint64_t seed, const std::string& prefix) {
   constexpr double kStd = 0.02;

@@ -8,6 +8,7 @@
 #include "models/layers/packed_attention.h"
 #include "models/layers/rope.h"
 #include "models/parallel/linear.h"
+#include "models/recompute.h"
 
 // T packed rows, H width, N heads, D head width, F width of the gated MLP.
 
@@ -123,15 +124,16 @@ TrmPlusImpl::TrmPlusImpl(const UserModelConfig& config, const TensorParallel& tp
 Tensor TrmPlusImpl::forward(const Tensor& x_TH, const PackedLayout& layout, const DropoutContext& context) {
   const auto angles = rope_angles(layout.positions(), modules_->head_dim, modules_->rope_base);
   auto state_TH = x_TH;
-  for (std::size_t i = 0; i < modules_->layers.size(); ++i) state_TH = watched(i, [&] { return modules_->layers[i]->forward(state_TH, layout, angles, context); });
+  const auto shared = std::make_shared<const PackedLayout>(layout);  // a recomputed layer outlives the caller's
+  for (std::size_t i = 0; i < modules_->layers.size(); ++i) {
+    auto& layer = modules_->layers[i];
+    const auto run = [layer, shared, angles, context](const Tensor& x) mutable { return layer->forward(x, *shared, angles, context); };
+    state_TH = watched(i, [&] { return run_layer(run, state_TH, *layer); });
+  }
   return state_TH;
 }
 
-std::vector<std::vector<Tensor>> TrmPlusImpl::layer_parameters() const {
-  std::vector<std::vector<Tensor>> parameters;
-  for (const auto& layer : modules_->layers) parameters.push_back(layer->parameters());
-  return parameters;
-}
+std::vector<std::vector<Tensor>> TrmPlusImpl::layer_parameters() const { return parameters_of_each(modules_->layers); }
 
 void TrmPlusImpl::init_weights(std::uint64_t seed, const std::string& prefix) {
   constexpr double kStd = 0.02;

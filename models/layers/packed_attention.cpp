@@ -9,6 +9,7 @@
 #include "models/layers/attention_rows.h"
 #include "models/layers/dropout.h"
 #include "models/layers/no_autocast.h"
+#include "models/plain/attention.h"
 
 #include <ATen/Parallel.h>
 
@@ -324,6 +325,7 @@ Tensor packed_attention(const Tensor& q_TND, const Tensor& k_TKD, const Tensor& 
   UQA_CHECK(dropout.p == 0 || dropout.sample_ids.size() == blocks.size(), ErrorCode::kInternal,
             "attention: {} sample ids for {} blocks, one each is required", dropout.sample_ids.size(), blocks.size());
   check_blocks(blocks, q_TND.size(0));
+  if (!q_TND.is_cpu()) return plain::packed_attention(q_TND, k_TKD, v_TKD, blocks, scale, dropout);
   return PackedAttention::apply(q_TND, k_TKD, v_TKD, make_plan(blocks, scale, dropout));
 }
 

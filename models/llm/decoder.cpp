@@ -8,6 +8,7 @@
 #include "models/llm/functions.h"
 #include "models/llm/modules.h"
 #include "models/parallel/linear.h"
+#include "models/recompute.h"
 
 // T rows, H residual width, N query heads, K key/value heads, D head width, C = (N + 2 K) D, V vocabulary; N, K, C and V of this rank.
 
@@ -53,23 +54,16 @@ std::map<std::string, std::vector<std::int64_t>> LlmConfig::weight_shapes() cons
 
 LlmSplit LlmSplit::of(const LlmConfig& config, const TensorParallel& tp) {
   const int size = tp.size();
-  const auto kv = config.num_kv_heads;
   LlmSplit split{.heads = cut(config.num_heads, tp, "the LLM's num_attention_heads"),
                  .kv_heads = {},
                  .inner = cut(config.intermediate, tp, "the LLM's intermediate_size"),
                  .vocab = even_range(config.vocab_size, tp.rank(), size),
                  .kv_sharers = {}};
-  UQA_CHECK(kv % size == 0 || size % kv == 0, ErrorCode::kConfig,
-            "the LLM's num_key_value_heads = {}, must be a multiple or a divisor of the tensor-parallel degree {}; change --parallel.llm_tp", kv, size);
   UQA_CHECK(config.vocab_size >= size, ErrorCode::kConfig, "the LLM's vocab_size = {}, must be at least the tensor-parallel degree {}; change --parallel.llm_tp",
             config.vocab_size, size);
-  if (kv % size == 0) {
-    split.kv_heads = even_range(kv, tp.rank(), size);
-  } else {
-    const int ranks_of_head = size / static_cast<int>(kv);
-    split.kv_heads = {.begin = tp.rank() / ranks_of_head, .length = 1};
-    split.kv_sharers = tp.comm.split(tp.rank() / ranks_of_head, tp.rank(), "kv_head");
-  }
+  const auto kv = cut_or_share(config.num_kv_heads, tp, "the LLM's num_key_value_heads", "kv_head");
+  split.kv_heads = kv.range;
+  split.kv_sharers = kv.sharers;
   return split;
 }
 
@@ -190,21 +184,28 @@ Tensor LlmImpl::run_layers(const Tensor& x_TH, const Tensor& positions_T, Attend
 
   const auto dtype = options_.dtype;
   const auto rope = llm::rope_tables(positions_T, config_.head_dim, config_.rope_theta, config_.rope_scaling);
+  const auto owner = RecomputeLayers::is_on() ? shared_from_this() : nullptr;
   Tensor delta_TH;
   for (std::size_t i = 0; i < modules_->layers.size(); ++i) {
     enter_layer(i);
-    auto& layer = modules_->layers[i];
-    Tensor normed_TL;
-    std::tie(h_TH, normed_TL) = llm::add_norm(h_TH, delta_TH, layer.input_norm_H, config_.norm_eps, dtype, layer.qkv.lora_columns());
-    const auto heads = llm::rope_heads(layer.qkv(copy_to(normed_TL, tp_.comm)), bias_of(i), rope, split_.heads.length, split_.kv_heads.length,
-                                       config_.head_dim);
-    const Tensor mixed_TND = attend(i, heads.q_TND, heads.k_TKD, heads.v_TKD);
-    delta_TH = reduce_from(layer.out(mixed_TND.reshape({rows, -1})), tp_.comm);
-    std::tie(h_TH, normed_TL) = llm::add_norm(h_TH, delta_TH, layer.attention_norm_H, config_.norm_eps, dtype, layer.gate_up.lora_columns());
-    delta_TH = reduce_from(layer.down(llm::swiglu_activation(layer.gate_up(copy_to(normed_TL, tp_.comm)), layer.down.lora_columns())), tp_.comm);
-    const auto outputs = leave_layer(i, {h_TH, delta_TH});
-    h_TH = outputs[0];
-    delta_TH = outputs[1];
+    // {residual stream, what the part before adds to it (undefined at first)} -> the same behind the layer. Run again in backward, it needs the
+    // decoder then; peers meet in it in the same order both times.
+    const auto run = [this, owner, i, rows, dtype, rope, attend](const std::vector<Tensor>& in) -> std::vector<Tensor> {
+      auto& layer = modules_->layers[i];
+      auto [sum_TH, normed_TL] = llm::add_norm(in[0], in[1], layer.input_norm_H, config_.norm_eps, dtype, layer.qkv.lora_columns());
+      const auto heads = llm::rope_heads(layer.qkv(copy_to(normed_TL, tp_.comm)), bias_of(i), rope, split_.heads.length, split_.kv_heads.length,
+                                         config_.head_dim);
+      const Tensor mixed_TND = attend(i, heads.q_TND, heads.k_TKD, heads.v_TKD);
+      const Tensor mixed_TH = reduce_from(layer.out(mixed_TND.reshape({rows, -1})), tp_.comm);
+      std::tie(sum_TH, normed_TL) = llm::add_norm(sum_TH, mixed_TH, layer.attention_norm_H, config_.norm_eps, dtype, layer.gate_up.lora_columns());
+      const auto inner_TL = llm::swiglu_activation(layer.gate_up(copy_to(normed_TL, tp_.comm)), layer.down.lora_columns());
+      return {sum_TH, reduce_from(layer.down(inner_TL), tp_.comm)};
+    };
+    const std::vector<Tensor> in{std::move(h_TH), std::move(delta_TH)};
+    auto out = RecomputeLayers::is_on() ? recomputed(LayerFunction(run), in, modules_->layers[i].trainable) : run(in);
+    out = leave_layer(i, std::move(out));
+    h_TH = std::move(out[0]);
+    delta_TH = std::move(out[1]);
   }
   // The head is float32, so the last norm's output is not rounded.
   return llm::add_norm(h_TH, delta_TH, modules_->final_norm_H, config_.norm_eps, at::kFloat, 0).second;
@@ -212,12 +213,15 @@ Tensor LlmImpl::run_layers(const Tensor& x_TH, const Tensor& positions_T, Attend
 
 Tensor LlmImpl::forward(const Tensor& x_TH, const Tensor& positions_T, const std::vector<AttentionBlock>& blocks, PackedCache* keep) {
   const double scale = 1.0 / std::sqrt(static_cast<double>(config_.head_dim));
-  return run_layers(x_TH, positions_T, [&](std::size_t, const Tensor& q_TND, const Tensor& k_TKD, const Tensor& v_TKD) {
+  UQA_CHECK(keep == nullptr || !at::GradMode::is_enabled() || !RecomputeLayers::is_on(), ErrorCode::kInternal,
+            "keys and values cannot be kept from layers that run twice; use a NoGradGuard");
+  const auto shared = std::make_shared<const std::vector<AttentionBlock>>(blocks);  // a recomputed layer outlives the caller's
+  return run_layers(x_TH, positions_T, [shared, scale, keep](std::size_t, const Tensor& q_TND, const Tensor& k_TKD, const Tensor& v_TKD) {
     if (keep != nullptr) {
       keep->k_TKD.push_back(k_TKD);
       keep->v_TKD.push_back(v_TKD);
     }
-    return packed_attention(q_TND, k_TKD, v_TKD, blocks, scale);
+    return packed_attention(q_TND, k_TKD, v_TKD, *shared, scale);
   });
 }
 

@@ -4,6 +4,7 @@
 
 #include "core/error.h"
 #include "models/layers/simd.h"
+#include "models/plain/llm_kernels.h"
 
 // Each kernel: an always-inlined row body over a storage type, instantiated in plain functions that are compiled once per
 // instruction set, and a loop over rows that is split among threads. Rows are independent, so threads do not change results.
@@ -205,6 +206,7 @@ void for_rows(std::int64_t rows, std::int64_t width, F&& f) {
 
 void add_rms_norm(const Tensor& h_TH, const Tensor& delta_TH, const Tensor& weight_H, double eps, Tensor& h_out_TH, Tensor& out_TL,
                   Tensor& rstd_T) {
+  if (!h_TH.is_cpu()) return plain::add_rms_norm(h_TH, delta_TH, weight_H, eps, h_out_TH, out_TL, rstd_T);
   const std::int64_t width = h_TH.size(1), ld = out_TL.stride(0);
   check_rows(out_TL, "norm output");
   const auto* h = data<float>(h_TH);
@@ -231,6 +233,7 @@ void add_rms_norm(const Tensor& h_TH, const Tensor& delta_TH, const Tensor& weig
 
 void add_rms_norm_backward(const Tensor& h_TH, const Tensor& rstd_T, const Tensor& weight_H, const Tensor& dout_TL, const Tensor& dh_out_TH,
                            Tensor& dh_TH, Tensor& ddelta_TH) {
+  if (!h_TH.is_cpu()) return plain::add_rms_norm_backward(h_TH, rstd_T, weight_H, dout_TL, dh_out_TH, dh_TH, ddelta_TH);
   const std::int64_t width = h_TH.size(1), ld = dout_TL.stride(0);
   check_rows(dout_TL, "norm gradient");
   const auto* h = data<float>(h_TH);
@@ -262,6 +265,7 @@ void add_rms_norm_backward(const Tensor& h_TH, const Tensor& rstd_T, const Tenso
 }
 
 void swiglu(const Tensor& gate_up_TI2, Tensor& out_TL) {
+  if (!gate_up_TI2.is_cpu()) return plain::swiglu(gate_up_TI2, out_TL);
   const std::int64_t inner = gate_up_TI2.size(1) / 2, ld = out_TL.stride(0), in_ld = gate_up_TI2.stride(0);
   check_rows(gate_up_TI2, "swiglu input");
   with_storage(out_TL.scalar_type(), [&](auto type) {
@@ -273,6 +277,7 @@ void swiglu(const Tensor& gate_up_TI2, Tensor& out_TL) {
 }
 
 void swiglu_backward(const Tensor& gate_up_TI2, const Tensor& dout_TL, Tensor& dgate_up_TI2) {
+  if (!gate_up_TI2.is_cpu()) return plain::swiglu_backward(gate_up_TI2, dout_TL, dgate_up_TI2);
   const std::int64_t inner = gate_up_TI2.size(1) / 2, ld = dout_TL.stride(0), in_ld = gate_up_TI2.stride(0);
   check_rows(dout_TL, "swiglu gradient");
   with_storage(dout_TL.scalar_type(), [&](auto type) {
@@ -289,6 +294,7 @@ void swiglu_backward(const Tensor& gate_up_TI2, const Tensor& dout_TL, Tensor& d
 
 void rope_split(const Tensor& qkv_TC, const Tensor& bias_C, const Tensor& cos_TR, const Tensor& sin_TR, Tensor& q_TND, Tensor& k_TKD,
                 Tensor& v_TKD) {
+  if (!qkv_TC.is_cpu()) return plain::rope_split(qkv_TC, bias_C, cos_TR, sin_TR, q_TND, k_TKD, v_TKD);
   const std::int64_t heads = q_TND.size(1), kv = k_TKD.size(1), width = q_TND.size(2), half = width / 2, ld = qkv_TC.stride(0);
   check_rows(qkv_TC, "qkv");
   const auto* cos = data<float>(cos_TR);
@@ -312,6 +318,7 @@ void rope_split(const Tensor& qkv_TC, const Tensor& bias_C, const Tensor& cos_TR
 
 void rope_split_backward(const Tensor& dq_TND, const Tensor& dk_TKD, const Tensor& dv_TKD, const Tensor& cos_TR, const Tensor& sin_TR,
                          Tensor& dqkv_TC) {
+  if (!dq_TND.is_cpu()) return plain::rope_split_backward(dq_TND, dk_TKD, dv_TKD, cos_TR, sin_TR, dqkv_TC);
   const std::int64_t heads = dq_TND.size(1), kv = dk_TKD.size(1), width = dq_TND.size(2), half = width / 2, columns = dqkv_TC.size(1);
   const auto* cos = data<float>(cos_TR);
   const auto* sin = data<float>(sin_TR);
@@ -331,6 +338,7 @@ void rope_split_backward(const Tensor& dq_TND, const Tensor& dk_TKD, const Tenso
 }
 
 Tensor cross_entropy_rows_(Tensor& logits_MV, const Tensor& labels_M, bool to_gradient) {
+  if (!logits_MV.is_cpu()) return plain::cross_entropy_rows_(logits_MV, labels_M, to_gradient);
   const std::int64_t vocab = logits_MV.size(1);
   auto losses_M = at::empty({logits_MV.size(0)}, logits_MV.options().dtype(at::kFloat));
   auto* losses = data<float>(losses_M);
@@ -352,6 +360,7 @@ Tensor cross_entropy_rows_(Tensor& logits_MV, const Tensor& labels_M, bool to_gr
 }
 
 Tensor log_sum_exp_rows(const Tensor& logits_MV) {
+  if (!logits_MV.is_cpu()) return plain::log_sum_exp_rows(logits_MV);
   const std::int64_t vocab = logits_MV.size(1), ld = logits_MV.stride(0);
   check_rows(logits_MV, "logits");
   auto log_sum_M = at::empty({logits_MV.size(0)}, logits_MV.options().dtype(at::kFloat));
@@ -364,6 +373,7 @@ Tensor log_sum_exp_rows(const Tensor& logits_MV) {
 }
 
 void scaled_softmax_rows_(Tensor& logits_MV, const Tensor& log_sum_M, const Tensor& scale_M) {
+  if (!logits_MV.is_cpu()) return plain::scaled_softmax_rows_(logits_MV, log_sum_M, scale_M);
   const std::int64_t vocab = logits_MV.size(1), ld = logits_MV.stride(0);
   check_rows(logits_MV, "logits");
   const auto* log_sum = data<float>(log_sum_M);

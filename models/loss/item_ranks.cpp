@@ -7,17 +7,17 @@
 #include "models/loss/item_softmax.h"
 #include "models/loss/logit_tiles.h"
 #include "models/loss/softmax_rows.h"
+#include "models/plain/item_softmax.h"
 
 #include <ATen/Parallel.h>
 
 namespace uqa::models {
 namespace {
 
-enum Count : std::int64_t { kLarger, kEqual, kBroken, kNumCounts };
+enum Count : std::int64_t { kLarger, kEqual, kBroken, kNumCounts };  // columns of plain::count_items, too
 
-/// Scores of the targets that are among this rank's items, 0 for others. [R]
-Tensor target_scores(LogitTiles& tiles, const Tiling& tiling, const std::int64_t* targets) {
-  auto score_R = at::zeros({tiling.num_rows}, at::kFloat);
+/// Scores of the targets that are among this rank's items, into their rows of `score` [R].
+void target_scores(LogitTiles& tiles, const Tiling& tiling, const std::int64_t* targets, const Tensor& score_R) {
   auto* const score = score_R.mutable_data_ptr<float>();
   for_each_tile(
       tiling, [&](std::int64_t first, std::int64_t count) { tiles.start_items(first, count); },
@@ -31,7 +31,6 @@ Tensor target_scores(LogitTiles& tiles, const Tiling& tiling, const std::int64_t
         const auto* scores = scores_rc.const_data_ptr<float>();
         for (const auto r : rows) score[tile.first_row + r] = scores[r * tile.num_items + target_column(targets, tile, r)];
       });
-  return score_R;
 }
 
 /// How this rank's items compare with the scores. int64 [R, kNumCounts]
@@ -68,6 +67,7 @@ Tensor item_ranks(const Tensor& h_TD, const Tensor& w_VD, const Tensor& targets_
   const auto h_lD = h_TD.to(at::kFloat).narrow(0, own.share.begin, own.share.length).contiguous();
   const auto items_VD = w_VD.to(at::kFloat).contiguous();
   const auto first_item = even_range(shards.num_rows, shards.table.rank(), shards.table.size()).begin;
+  const bool use_plain = options.plain || !items_VD.is_cpu();
   // Twice the rank, so that ties are whole numbers.
   auto doubled_l = at::zeros({own.share.length}, at::kLong);
   const HiddenChunks chunks(own.share.length, shards, options.gather_rows);
@@ -76,14 +76,18 @@ Tensor item_ranks(const Tensor& h_TD, const Tensor& w_VD, const Tensor& targets_
     const auto h_RD = chunks.gather(h_lD, chunk);
     const auto targets_R = (chunks.gather(own.targets_l, chunk) - first_item).contiguous();
     const auto tiling = make_tiling(chunk.num_rows, items_VD.size(0), options.block_bytes);
-    auto score_R = at::zeros({chunk.num_rows}, at::kFloat);
-    auto counts_RC = at::zeros({chunk.num_rows, kNumCounts}, at::kLong);
+    auto score_R = at::zeros({chunk.num_rows}, h_RD.options());
+    auto counts_RC = at::zeros({chunk.num_rows, kNumCounts}, h_RD.options().dtype(at::kLong));
     const bool has_items = items_VD.size(0) > 0;
     // Two passes over equal tiles, so that a target's score is bit for bit the one it is compared with.
     LogitTiles tiles(h_RD, items_VD, at::kFloat, tiling);
-    if (has_items) score_R = target_scores(tiles, tiling, targets_R.const_data_ptr<std::int64_t>());
+    if (has_items && use_plain) {
+      plain::target_scores(tiles, tiling, targets_R, score_R);
+    } else if (has_items) {
+      target_scores(tiles, tiling, targets_R.const_data_ptr<std::int64_t>(), score_R);
+    }
     comm::all_reduce_(score_R, comm::ReduceOp::kSum, shards.table);  // the owner's score and zeros
-    if (has_items) counts_RC = count_items(tiles, tiling, score_R.const_data_ptr<float>());
+    if (has_items) counts_RC = use_plain ? plain::count_items(tiles, tiling, score_R) : count_items(tiles, tiling, score_R.const_data_ptr<float>());
     comm::all_reduce_(counts_RC, comm::ReduceOp::kSum, shards.table);
     const auto broken = counts_RC.select(1, kBroken).nonzero();
     UQA_CHECK(broken.numel() == 0, ErrorCode::kNumeric, "a score of row {} is not finite; lower optim.peak_lr or use float32", broken[0][0].item<std::int64_t>());

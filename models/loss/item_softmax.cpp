@@ -10,6 +10,7 @@
 #include "models/loss/hidden_chunks.h"
 #include "models/loss/logit_tiles.h"
 #include "models/loss/softmax_rows.h"
+#include "models/plain/item_softmax.h"
 
 #include <ATen/Parallel.h>
 
@@ -55,7 +56,7 @@ void forward_tiles(LogitTiles& tiles, const Tiling& tiling, const std::int64_t* 
 
 /// dh += P w and dw += P^T h with P = factor of the row * (softmax - onehot), block by block. Undefined results are not computed.
 template <typename T>
-void backward_tiles(LogitTiles& tiles, const Tiling& tiling, const std::int64_t* targets, const Tensor& log_sum_R, const std::vector<double>& factor_of_row,
+void backward_tiles(LogitTiles& tiles, const Tiling& tiling, const std::int64_t* targets, const Tensor& log_sum_R, const double* factor_of_row,
                     const Tensor& dh_RD, const Tensor& dw_VD) {
   using Compute = ComputeType<T>;
   const auto* log_sum = log_sum_R.const_data_ptr<Compute>();
@@ -68,7 +69,7 @@ void backward_tiles(LogitTiles& tiles, const Tiling& tiling, const std::int64_t*
           for (auto r = begin; r < end; ++r) {
             T* row = p + r * tile.num_items;
             const auto log_sum_of_row = log_sum[tile.first_row + r];
-            const auto factor = static_cast<Compute>(factor_of_row[static_cast<std::size_t>(tile.first_row + r)]);
+            const auto factor = static_cast<Compute>(factor_of_row[tile.first_row + r]);
             const auto column = target_column(targets, tile, r);
             const Compute target_logit = column >= 0 ? static_cast<Compute>(row[column]) : 0;
             scaled_softmax_row(row, tile.num_items, log_sum_of_row, factor);
@@ -104,6 +105,7 @@ struct SoftmaxPlan : torch::CustomClassHolder {
   Tensor h_lD;  ///< this rank's contribution, in the GEMM's type
   std::vector<SavedChunk> chunks;
   std::int64_t num_rows = 0, block_bytes = 0;
+  bool plain = false;  ///< LibTorch's operators on the tiles
   at::ScalarType h_type = at::kFloat, gemm_type = at::kFloat;
 };
 
@@ -116,6 +118,7 @@ struct ItemSoftmax : torch::autograd::Function<ItemSoftmax> {
     plan->own = own;
     plan->num_rows = h_TD.size(0);
     plan->block_bytes = options.block_bytes;
+    plan->plain = options.plain || !w_VD.is_cpu();
     plan->h_type = h_TD.scalar_type();
     plan->gemm_type = options.bf16 ? at::kBFloat16 : w_VD.scalar_type();
     plan->h_lD = h_TD.index_select(0, own.rows_l).to(plan->gemm_type);
@@ -132,8 +135,12 @@ struct ItemSoftmax : torch::autograd::Function<ItemSoftmax> {
       if (rows > 0 && w_VD.size(0) > 0) {
         const auto tiling = make_tiling(rows, w_VD.size(0), options.block_bytes);
         LogitTiles tiles(saved.h_RD, w_VD, plan->gemm_type, tiling);
-        AT_DISPATCH_FLOATING_TYPES_AND(at::kBFloat16, plan->gemm_type, "item_softmax",
-                                       [&] { forward_tiles<scalar_t>(tiles, tiling, saved.targets_R.const_data_ptr<std::int64_t>(), sums); });
+        if (plan->plain) {
+          plain::item_sums(tiles, tiling, saved.targets_R, sums.top_R, sums.sum_R, sums.gold_R);
+        } else {
+          AT_DISPATCH_FLOATING_TYPES_AND(at::kBFloat16, plan->gemm_type, "item_softmax",
+                                         [&] { forward_tiles<scalar_t>(tiles, tiling, saved.targets_R.const_data_ptr<std::int64_t>(), sums); });
+        }
       }
       Tensor gold_R;
       std::tie(saved.log_sum_R, gold_R) = combine(sums, shards.table);
@@ -162,17 +169,18 @@ struct ItemSoftmax : torch::autograd::Function<ItemSoftmax> {
       const auto& chunk = saved.chunk;
       Tensor h_RD = saved.h_RD;
       if (!h_RD.defined()) h_RD = comm::all_gather(plan->h_lD.narrow(0, chunk.own.begin, chunk.own.length), table);
-      std::vector<double> factor_of_row;
-      for (std::size_t r = 0; r < chunk.rows.size(); ++r) {
-        factor_of_row.insert(factor_of_row.end(), static_cast<std::size_t>(chunk.rows[r]), factors[static_cast<std::int64_t>(r)].item<double>());
-      }
       auto dh_RD = wants_dh ? at::zeros({chunk.num_rows, h_RD.size(1)}, options) : Tensor();
       if (chunk.num_rows > 0 && w_VD.size(0) > 0) {
         const auto tiling = make_tiling(chunk.num_rows, w_VD.size(0), plan->block_bytes);
         LogitTiles tiles(h_RD, w_VD, plan->gemm_type, tiling);
-        AT_DISPATCH_FLOATING_TYPES_AND(at::kBFloat16, plan->gemm_type, "item_softmax_backward", [&] {
-          backward_tiles<scalar_t>(tiles, tiling, saved.targets_R.const_data_ptr<std::int64_t>(), saved.log_sum_R, factor_of_row, dh_RD, dw_VD);
-        });
+        const auto factor_R = factors.repeat_interleave(at::tensor(chunk.rows, factors.options().dtype(at::kLong)));
+        if (plan->plain) {
+          plain::add_item_gradients(tiles, tiling, saved.targets_R, saved.log_sum_R, factor_R.to(w_VD.scalar_type()), dh_RD, dw_VD);
+        } else {
+          AT_DISPATCH_FLOATING_TYPES_AND(at::kBFloat16, plan->gemm_type, "item_softmax_backward", [&] {
+            backward_tiles<scalar_t>(tiles, tiling, saved.targets_R.const_data_ptr<std::int64_t>(), saved.log_sum_R, factor_R.const_data_ptr<double>(), dh_RD, dw_VD);
+          });
+        }
       }
       if (!wants_dh) continue;
       if (table.size() > 1) dh_RD = comm::reduce_scatter(dh_RD, chunk.rows, table);

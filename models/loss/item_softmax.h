@@ -13,6 +13,7 @@ struct ItemSoftmaxOptions {
   bool bf16 = false;                           ///< GEMMs in bfloat16 with float32 accumulation, maxima and sums in float32
   std::int64_t gather_rows = 16384;            ///< row shards: most hiddens of all ranks together that are gathered at a time; > 0
   std::int64_t keep_bytes = std::int64_t{256} << 20;  ///< row shards: gathered hiddens are kept for backward up to this size, beyond it gathered again; >= 0
+  bool plain = false;                          ///< tiles by LibTorch's operators on the CPU too, as on other devices: slower, for comparing
 };
 
 /// Where the rows of the item table are. The default: the table is whole.

@@ -1,4 +1,4 @@
-// models/loss/logit_tiles.h - the [rows, items] logits of the item softmax, tile by tile; private to models/loss.
+// models/loss/logit_tiles.h - the [rows, items] logits of the item softmax, tile by tile; for models/loss and models/plain.
 // L rows, V items of this rank, D item width; a tile is r rows x c columns.
 #pragma once
 

@@ -6,6 +6,11 @@
 
 namespace uqa::models {
 
+ParameterLayout layout_in(const std::map<std::string, ParameterLayout>& layouts, const std::string& name) {
+  const auto layout = layouts.find(name);
+  return layout == layouts.end() ? ParameterLayout{} : layout->second;
+}
+
 ParameterLayout sliced(ShardAxis axis, std::vector<std::int64_t> global_shape, std::int64_t dim, SliceRange range) {
   return {.axis = axis, .global_shape = std::move(global_shape), .dim = dim, .ranges = {range}};
 }

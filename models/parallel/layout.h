@@ -48,6 +48,8 @@ struct ParameterLayout {
   [[nodiscard]] bool sharded() const { return axis != ShardAxis::kReplicated; }
 };
 
+/// The layout of parameter `name` among those that have slices; that of a replicated one where it is not there.
+[[nodiscard]] ParameterLayout layout_in(const std::map<std::string, ParameterLayout>& layouts, const std::string& name);
 /// The layout of a tensor that holds one range of dimension `dim`.
 [[nodiscard]] ParameterLayout sliced(ShardAxis axis, std::vector<std::int64_t> global_shape, std::int64_t dim, SliceRange range);
 /// Part `rank` of `num_ranks` of [0, size), as even as can be; empty ones where there are fewer positions than ranks.

@@ -13,6 +13,15 @@ SliceRange cut(std::int64_t size, const TensorParallel& tp, const std::string& w
   return even_range(size, tp.rank(), tp.size());
 }
 
+Stretch cut_or_share(std::int64_t count, const TensorParallel& tp, const std::string& what, const std::string& label) {
+  const int size = tp.size(), rank = tp.rank();
+  UQA_CHECK(count % size == 0 || size % count == 0, ErrorCode::kConfig,
+            "{} = {}, must be a multiple or a divisor of the tensor-parallel degree {}; change it or the degree", what, count, size);
+  if (count % size == 0) return {.range = even_range(count, rank, size), .sharers = {}};
+  const int owner = rank / (size / static_cast<int>(count));
+  return {.range = {.begin = owner, .length = 1}, .sharers = tp.comm.split(owner, rank, label)};
+}
+
 SliceRange widened(const SliceRange& range, std::int64_t width) { return {.begin = range.begin * width, .length = range.length * width}; }
 
 std::vector<Stretch> same_range_of_each(std::int64_t count, std::int64_t size, const SliceRange& range) {

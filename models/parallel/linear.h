@@ -20,6 +20,9 @@ namespace uqa::models {
 void require_divisible(std::int64_t size, int tp, const std::string& what);
 /// This rank's equal part of `size`; require_divisible().
 [[nodiscard]] SliceRange cut(std::int64_t size, const TensorParallel& tp, const std::string& what);
+/// Whole ones of `count` heads (or groups) on each rank, or one that several ranks share, where there are fewer than ranks; `sharers` are those ranks then, and a
+/// group of one else. Collective over tp where ranks share. `label` names the group of sharers. Error(kConfig) with both numbers where neither divides the other.
+[[nodiscard]] Stretch cut_or_share(std::int64_t count, const TensorParallel& tp, const std::string& what, const std::string& label);
 /// `range` counted in units of `width` elements: heads to features.
 [[nodiscard]] SliceRange widened(const SliceRange& range, std::int64_t width);
 /// Stretches of this rank where `count` blocks of `size` rows lie end to end and it holds the same range of each.

@@ -151,11 +151,11 @@ void load_full_state(torch::nn::Module& root, const std::map<std::string, Tensor
   for (const auto& item : root.named_parameters()) {
     const auto found = full.find(item.key());
     UQA_CHECK(found != full.end(), ErrorCode::kData, "{}: tensor {} is missing; give the weights of this model or its settings", what, item.key());
-    const auto layout = layouts.find(item.key());
-    const auto shape = layout == layouts.end() ? item.value().sizes().vec() : layout->second.global_shape;
+    const auto layout = layout_in(layouts, item.key());
+    const auto shape = global_shape_of(item.value(), layout);
     UQA_CHECK(found->second.sizes() == at::IntArrayRef(shape), ErrorCode::kData, "{}: tensor {} is {}, the model's is {}; give the weights of this model or its settings",
               what, item.key(), shape_text(found->second.sizes()), shape_text(shape));
-    item.value().copy_(layout == layouts.end() ? found->second : part_of(found->second, layout->second));
+    item.value().copy_(part_of(found->second, layout));
     ++used;
   }
   UQA_CHECK(used == full.size(), ErrorCode::kData, "{}: {} tensors, the model has {}; give the weights of this model or its settings", what, full.size(), used);
@@ -165,8 +165,7 @@ std::map<std::string, Tensor> full_state(const torch::nn::Module& root, const co
   const auto layouts = layouts_of(root);
   std::map<std::string, Tensor> full;
   for (const auto& item : root.named_parameters()) {
-    const auto layout = layouts.find(item.key());
-    full[item.key()] = whole_of(item.value(), layout == layouts.end() ? ParameterLayout{} : layout->second, tp);
+    full[item.key()] = whole_of(item.value(), layout_in(layouts, item.key()), tp);
   }
   return full;
 }

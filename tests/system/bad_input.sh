@@ -69,9 +69,11 @@ expect 2 "parallel.shard = rows, must be none, optimizer or full.*--parallel.sha
 expect 2 "parallel.table_group" pretrain --data d --run r --parallel.table_group=-1
 expect 2 "dropout" pretrain --data d --run r --model.dropout=1.5
 
+expect 2 "memory.recompute = some, must be none or layers" pretrain --data d --run r --memory.recompute=some
+
 # Devices: refused before work. Whether the plug-in or the device is missing depends on the machine; both name the way out.
 expect 2 "device = gpu, must be cpu or cuda" doctor --device=gpu
-expect 2 "device = cuda, the training stages .*packed attention" pretrain --data d --run r --device=cuda
+expect 2 "device = cuda, the training stages .*feature tables" pretrain --data d --run r --device=cuda
 if ! command -v nvidia-smi >/dev/null; then
   expect 2 "(plug-in|CUDA devices = 0).*--device=cpu" doctor --device=cuda
   expect 2 "(plug-in|CUDA devices = 0).*--device=cpu" bench collectives --device=cuda

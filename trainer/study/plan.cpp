@@ -19,17 +19,29 @@ constexpr double kFloat = 4;
 /// Ring all-reduce: bytes that one of n ranks sends for `bytes` of payload.
 double all_reduce_bytes(double bytes, std::int64_t n) { return 2 * bytes * static_cast<double>(n - 1) / static_cast<double>(n); }
 
-/// Float values that a layer keeps for its backward pass, per row. Counted from what each encoder's functions save.
-double kept_per_row(const models::UserModelConfig& c, double mean_length) {
-  const auto h = static_cast<double>(c.hidden), layers = static_cast<double>(c.num_layers), heads = static_cast<double>(c.num_heads);
+/// Float values that are kept for the backward pass, per row.
+struct Kept {
+  double layer = 0;    ///< by each layer
+  double outside = 0;  ///< of all layers
+};
+/// Counted from what each encoder's functions save.
+Kept kept_per_row(const models::UserModelConfig& c, double mean_length) {
+  const auto h = static_cast<double>(c.hidden), heads = static_cast<double>(c.num_heads);
   const auto inner = static_cast<double>(c.resolved_inner());
   const double weights = heads * mean_length;  // attention weights of a row, where they are kept
-  if (c.encoder == "sasrec") return layers * (10 * h + 3 * inner + weights) + 2 * h;
-  if (c.encoder == "trm_plus") return layers * (10 * h + 4 * inner + weights);
-  if (c.encoder == "hstu") return layers * (4 * h + 2 * heads * static_cast<double>(2 * c.hstu_linear_dim() + 2 * c.hstu_attention_dim()));
-  if (c.encoder == "gru4rec") return layers * 7 * inner + 3 * h;
+  if (c.encoder == "sasrec") return {10 * h + 3 * inner + weights, 2 * h};
+  if (c.encoder == "trm_plus") return {10 * h + 4 * inner + weights};
+  if (c.encoder == "hstu") return {4 * h + 2 * heads * static_cast<double>(2 * c.hstu_linear_dim() + 2 * c.hstu_attention_dim())};
+  if (c.encoder == "gru4rec") return {7 * inner, 3 * h};
   const double width = static_cast<double>(c.mamba2.expand) * h;
-  return layers * (3 * h + 8 * width + 4 * static_cast<double>(c.mamba2.num_groups * c.mamba2.state_size));
+  return {3 * h + 8 * width + 4 * static_cast<double>(c.mamba2.num_groups * c.mamba2.state_size)};
+}
+
+bool recomputes(const LoopConfig& loop) { return loop.memory.recompute == "layers"; }
+
+/// What recomputed layers add to the operations of training: one more forward pass of theirs.
+double again_share(const LoopConfig& loop, const models::FlopCounts& flops) {
+  return recomputes(loop) && flops.total() > 0 ? (flops.backbone + flops.attention) / flops.total() / 3 : 0;
 }
 
 /// Samples of one step on one of `dp` ranks, and the most of them in one forward pass.
@@ -93,7 +105,12 @@ Cost cost_of(const PretrainConfig& config, const models::UserModelConfig& model,
   cost.memory.gradients = cut + out.held();
   cost.memory.optimizer = config.loop.optim.kind == "adamw" ? 2 * mine : 0;
   cost.memory.checkpoint = 2 * mine + cut + (out.shard == models::Shard::kFull ? out.updated() : out.shared);  // the copy that a background thread writes
-  cost.memory.activations = kFloat * pass * (kept_per_row(model, shape.mean_length) / tp + 3 * static_cast<double>(model.feature_width()) +
+  // A recomputed layer keeps its input, which tp does not cut; one at a time has the rest.
+  const auto kept = kept_per_row(model, shape.mean_length);
+  const auto num_layers = static_cast<double>(model.num_layers);
+  const double input = static_cast<double>(model.encoder == "gru4rec" ? model.resolved_inner() : model.hidden);
+  const double in_layers = recomputes(config.loop) ? kept.layer / tp + num_layers * input : num_layers * kept.layer / tp;
+  cost.memory.activations = kFloat * pass * (in_layers + kept.outside / tp + 3 * static_cast<double>(model.feature_width()) +
                                              3 * static_cast<double>(model.hidden) + 4 * static_cast<double>(model.item_dim()));
   // Evaluation holds all weights, but neither whole gradients nor what backward needs.
   cost.memory.weights += std::max(0.0, out.shared + out.updated() - 2 * out.held() - cost.memory.activations);
@@ -104,7 +121,7 @@ Cost cost_of(const PretrainConfig& config, const models::UserModelConfig& model,
     return n > 1 ? bytes / rate_of(n) + messages * hw.latency_s * std::ceil(std::log2(static_cast<double>(n))) : 0;
   };
   // Gradients of what is replicated travel while backward runs: two thirds of the compute hides them.
-  const double messages = out.shard == models::Shard::kFull ? 3 * passes.count() * static_cast<double>(model.num_layers) : 2;
+  const double messages = out.shard == models::Shard::kFull ? 3 * passes.count() * num_layers : 2;
   const double dense_s = layout.dp > 1 ? send(out.wire(passes.count()), layout.ranks, messages) : 0;
   const std::int64_t replicas = layout.ranks / layout.table_group;
   const double tables_s = cut_tables && replicas > 1 ? send(all_reduce_bytes(tables_here, replicas), layout.ranks, 2) : 0;
@@ -116,17 +133,18 @@ Cost cost_of(const PretrainConfig& config, const models::UserModelConfig& model,
     exposed += send(kFloat * rows * others * (2 * static_cast<double>(model.item_dim()) + 3) / tp, layout.table_group, 4);
   }
   if (layout.tp > 1) {
-    const double layers = static_cast<double>(model.num_layers);
-    exposed += send(layers * 4 * all_reduce_bytes(kFloat * rows * static_cast<double>(model.hidden), layout.tp), layout.tp, 4 * layers);
+    const double sums = num_layers * (recomputes(config.loop) ? 6 : 4);
+    exposed += send(sums * all_reduce_bytes(kFloat * rows * static_cast<double>(model.hidden), layout.tp), layout.tp, sums);
   }
   const double per_rank = training_flops_of_step / static_cast<double>(layout.ranks);
   const double measured = hw.measured_rate(model.encoder, training_flops_of_step / rows_of_step);
+  const double again = again_share(config.loop, by_module);
   if (measured > 0) {
-    cost.compute_s = per_rank / measured;
+    cost.compute_s = per_rank * (1 + again) / measured;
   } else {
     const double softmax_share = by_module.item_softmax / by_module.total();
     const double optimizer_s = 7 * mine / hw.memory_bytes_per_s;  // reads weight, gradient and two moments, writes three
-    cost.compute_s = per_rank * ((1 - softmax_share) / hw.efficiency + softmax_share / hw.softmax_efficiency) / hw.flops_per_s + optimizer_s;
+    cost.compute_s = per_rank * ((1 - softmax_share + again) / hw.efficiency + softmax_share / hw.softmax_efficiency) / hw.flops_per_s + optimizer_s;
   }
   cost.comm_s = std::max(0.0, dense_s * out.overlapped() + tables_s - 2.0 / 3.0 * cost.compute_s) + exposed;
   return cost;
@@ -156,7 +174,7 @@ std::string more_ranks(const PretrainConfig& config, const models::UserModelConf
       }
     }
   }
-  return "no number of ranks helps: lower batch.micro_users or model.max_len, which bound the activations";
+  return "no number of ranks helps: lower batch.micro_users or model.max_len, which bound the activations, or set memory.recompute=layers";
 }
 
 }  // namespace
@@ -261,7 +279,7 @@ StagePlan plan_pretrain(const PretrainConfig& config, const DataShape& shape, co
   plan.exposed_comm_s = best->comm_s * steps;
   // Each epoch validates, the end tests: forward passes, once for ranks and once for the loss.
   const double passes = static_cast<double>(loop.train.epochs) * 0.5 + 0.5;
-  const double held_out_s = plan.interactions > 0 ? plan.compute_s / plan.interactions * shape.held_out_rows * passes * 2 / 3 : 0;
+  const double held_out_s = plan.interactions > 0 ? plan.compute_s / (1 + again_share(loop, plan.flops)) / plan.interactions * shape.held_out_rows * passes * 2 / 3 : 0;
   plan.seconds = best->step_s(hw.step_s) * steps + held_out_s + hw.start_s;
   plan.time_from = hw.measured_rate(model.encoder, 1) > 0 ? "measured" : "hardware figures";
   return plan;
@@ -312,16 +330,20 @@ StagePlan plan_align(const AlignConfig& config, const AlignShape& shape, const H
   plan.memory.gradients = out.held();
   plan.memory.optimizer = 2 * out.updated();
   plan.memory.checkpoint = 2 * out.updated() + (out.shard == models::Shard::kFull ? out.updated() : out.shared);
-  const double kept = static_cast<double>(shape.llm.num_layers) * (8 * static_cast<double>(shape.llm.hidden) + 4 * static_cast<double>(shape.llm.intermediate));
-  plan.memory.activations = stored * static_cast<double>(config.micro_rows) * kept;
+  const auto num_layers = static_cast<double>(shape.llm.num_layers), hidden = static_cast<double>(shape.llm.hidden);
+  const double kept = stored * (8 * hidden + 4 * static_cast<double>(shape.llm.intermediate));  // bytes that a layer keeps, a row
+  // A recomputed layer keeps the residual stream and what is to be added to it.
+  const bool again = recomputes(config.loop);
+  plan.memory.activations = static_cast<double>(config.micro_rows) * (again ? kept + num_layers * 2 * kFloat * hidden : num_layers * kept);
   plan.fits = plan.memory.total() <= hw.memory_bytes;
   if (!plan.fits) {
-    plan.advice = fmt::format("{} a rank, {} has {}; lower micro_rows, use --train.dtype=bf16 or --parallel.shard=full, or freeze the LLM", gib(plan.memory.total()), hw.name, gib(hw.memory_bytes));
+    plan.advice = fmt::format("{} a rank, {} has {}; lower micro_rows, use --train.dtype=bf16, --memory.recompute=layers or --parallel.shard=full, or freeze the LLM", gib(plan.memory.total()), hw.name, gib(hw.memory_bytes));
   }
   // A pass is as many rows as fit.
   const double passes = std::max(1.0, std::ceil(plan.llm_rows / static_cast<double>(plan.steps * ranks * config.micro_rows)));
   plan.wire_bytes_per_step = ranks > 1 ? out.wire(passes) : 0;
-  plan.compute_s = plan.llm_flops / static_cast<double>(ranks) / (hw.efficiency * hw.flops_per_s);
+  const double forward_share = again ? (2.0 * matrices + 2.0 * lora) / per_row : 0;
+  plan.compute_s = plan.llm_flops * (1 + forward_share) / static_cast<double>(ranks) / (hw.efficiency * hw.flops_per_s);
   const double rate = ranks <= hw.ranks_per_node ? hw.node_bytes_per_s : std::min(hw.node_bytes_per_s, hw.network_bytes_per_s);
   plan.exposed_comm_s = ranks > 1 ? std::max(0.0, plan.wire_bytes_per_step / rate * static_cast<double>(plan.steps) - plan.compute_s / 2) : 0;
   plan.seconds = plan.compute_s + plan.exposed_comm_s + hw.step_s * static_cast<double>(plan.steps) + hw.start_s;

@@ -86,6 +86,21 @@ TEST_F(TensorParallelAlign, TuningEverythingTakesTheStepsOfOneRank) {
   check(all, "everything");
 }
 
+TEST_F(TensorParallelAlign, RecomputedLayersTakeTheStepsOfOneRank) {
+  auto all = config();
+  all.lora.rank = 0;
+  all.freeze = "";
+  const auto expected = align(all, alone(), own("kept"));
+  all.loop.memory.recompute = "layers";
+  for (const auto& d : degrees()) {
+    all.loop.parallel.llm_tp = d.llm;
+    all.loop.parallel.encoder_tp = d.encoder;
+    const comm::Mesh mesh(dist_world(), d.dp, static_cast<int>(all.loop.parallel.tp_axis()));
+    std::string where;
+    EXPECT_LE(error_of(align(all, mesh, "again" + d.name()), expected, &where), 1e-5) << d.name() << " " << where;
+  }
+}
+
 TEST_F(TensorParallelAlign, CoTuningWithShardedParametersTakesTheStepsOfOneRank) {
   auto all = config();
   all.lora.rank = 0;

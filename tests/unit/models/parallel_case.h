@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "models/parallel/linear.h"
+#include "models/recompute.h"
 #include "models/user_model.h"
 #include "tests/unit/models/numeric.h"
 
@@ -92,7 +93,8 @@ struct EncoderResult {
   std::map<std::string, Tensor> weights, gradients;  ///< full tensors
 };
 /// Initial weights of `seed`, a training pass with dropout over `input`, backward. Collective over tp.comm.
-inline EncoderResult run_encoder(const UserModelConfig& config, const PackedInput& input, const TensorParallel& tp, std::uint64_t seed = 5) {
+inline EncoderResult run_encoder(const UserModelConfig& config, const PackedInput& input, const TensorParallel& tp, bool recompute = false, std::uint64_t seed = 5) {
+  const RecomputeLayers layers(recompute);
   const auto encoder = make_encoder(config, tp);
   encoder->init_weights(seed, "backbone.");
   encoder->train();

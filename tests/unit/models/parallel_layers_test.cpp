@@ -205,6 +205,23 @@ TEST_P(ParallelEncoder, WeightsStatesAndGradientsAreThoseOfOneRank) {
   }
 }
 
+TEST_P(ParallelEncoder, RecomputedLayersMeetTheSameWay) {
+  const auto& config = GetParam().config;
+  for (const int size : {1, 2, 4}) {
+    for (const bool empty : {false, true}) {  // a rank group without rows runs its layers, too
+      const auto input = empty ? testing::PackedInput{.layout = {}, .x_TH = at::zeros({0, config.hidden})} : packed_input(config.hidden, 90);
+      comm::run_ranks(size, [&](const comm::Communicator& comm) {
+        const auto kept = run_encoder(config, input, {.comm = comm}), again = run_encoder(config, input, {.comm = comm}, /*recompute=*/true);
+        std::string where;
+        EXPECT_TRUE(at::equal(again.states_TH, kept.states_TH));
+        EXPECT_LE(max_abs(again.dx_TH - kept.dx_TH), 1e-6 * max_abs(kept.dx_TH));
+        EXPECT_LE(worst_error(again.gradients, kept.gradients, &where), 1e-6) << where;
+        EXPECT_FALSE(kept.gradients.empty());
+      });
+    }
+  }
+}
+
 TEST_P(ParallelEncoder, HoldsItsPartOnly) {
   const auto& config = GetParam().config;
   std::int64_t whole = 0;

@@ -29,7 +29,8 @@ struct LlmResult {
 };
 
 /// A tree of prompts with soft rows, scored tokens, loss and gradients, then generation. Collective over llm.tp().comm.
-inline LlmResult run_llm(LlmImpl& llm, const std::vector<std::int64_t>& prompt) {
+inline LlmResult run_llm(LlmImpl& llm, const std::vector<std::int64_t>& prompt, bool recompute = false) {
+  const RecomputeLayers layers(recompute);
   const auto& c = llm.config();
   const std::vector<AttentionBlock> blocks{{.begin = 0, .end = 6}, {.begin = 6, .end = 9, .parent = 0}, {.begin = 9, .end = 13, .parent = 0}, {.begin = 13, .end = 20}};
   const auto positions_T = at::tensor({0, 1, 2, 3, 4, 5, 6, 7, 8, 6, 7, 8, 9, 0, 1, 2, 3, 4, 5, 6}, at::kLong);

@@ -76,6 +76,29 @@ TEST_P(ParallelLlm, IsThatOfOneRank) {
   }
 }
 
+TEST_P(ParallelLlm, RecomputedLayersMeetTheSameWay) {
+  auto full_llm = make();
+  testing::fill_lora_b(full_llm);
+  std::map<std::string, Tensor> trained;
+  for (const auto& [name, tensor] : full_llm->trainable_parameters()) trained[name] = tensor.detach().clone();
+  for (const int size : {1, 2, 4}) {
+    comm::run_ranks(size, [&](const comm::Communicator& comm) {
+      const auto run = [&](bool recompute) {
+        auto llm = make({.comm = comm});
+        copy_trained(*llm, trained);
+        return run_llm(*llm, {5, 9, 1, 40, 52}, recompute);
+      };
+      const auto kept = run(false), again = run(true);
+      std::string where;
+      EXPECT_EQ(again.loss.item<float>(), kept.loss.item<float>());
+      EXPECT_TRUE(at::equal(again.states_TH, kept.states_TH));
+      EXPECT_LE(relative_error(again.dsoft_TH, kept.dsoft_TH), 1e-6);
+      EXPECT_LE(worst_error(again.gradients, kept.gradients, &where), 1e-6) << where;
+      EXPECT_EQ(again.generated, kept.generated);
+    });
+  }
+}
+
 INSTANTIATE_TEST_SUITE_P(Cases, ParallelLlm,
                          ::testing::Values(Case{"qwen2_lora", "qwen2", {.lora = {.rank = 3}, .seed = 4}}, Case{"llama_lora", "llama", {.lora = {.rank = 3}, .seed = 4}},
                                            Case{"qwen2_lora_bf16", "qwen2", {.dtype = at::kBFloat16, .lora = {.rank = 3}, .seed = 4}},

@@ -113,7 +113,8 @@ TEST(ShardedSoftmax, LossAndGradientsAreThoseOfTheWholeTable) {
       if (num_items == 50) {
         EXPECT_GT(losses[0].item<double>(), 1);
       }
-      for (const auto& options : {ItemSoftmaxOptions{}, ItemSoftmaxOptions{.block_bytes = 128, .gather_rows = 7}, ItemSoftmaxOptions{.gather_rows = 5, .keep_bytes = 0}}) {
+      for (const auto& options : {ItemSoftmaxOptions{}, ItemSoftmaxOptions{.block_bytes = 128, .gather_rows = 7}, ItemSoftmaxOptions{.gather_rows = 5, .keep_bytes = 0},
+                                  ItemSoftmaxOptions{.block_bytes = 128, .gather_rows = 7, .plain = true}}) {
         comm::run_ranks(ranks, [&, tp = tp, ranks = ranks](const comm::Communicator& world) {
           const comm::Mesh mesh(world, 0, tp);
           const ItemShards shards{.table = mesh.table(), .tp = mesh.tp(), .num_rows = num_items};
@@ -171,9 +172,11 @@ TEST(ShardedRanks, AreThoseOfTheWholeTable) {
         const auto d = static_cast<std::size_t>(mesh.dp().rank());
         const auto targets = problem.targets[d].clamp_min(0);
         const auto want = item_ranks(problem.h[d], problem.w, targets);
-        for (const std::int64_t gather_rows : {16384, 5}) {
-          const auto got = item_ranks(problem.h[d], own_part(problem.w, mesh.table()), targets, {.block_bytes = 200, .gather_rows = gather_rows}, shards);
-          EXPECT_TRUE(at::equal(got, want)) << got << want;
+        for (const bool plain : {false, true}) {
+          for (const std::int64_t gather_rows : {16384, 5}) {
+            const auto got = item_ranks(problem.h[d], own_part(problem.w, mesh.table()), targets, {.block_bytes = 200, .gather_rows = gather_rows, .plain = plain}, shards);
+            EXPECT_TRUE(at::equal(got, want)) << got << want;
+          }
         }
       });
     }

@@ -3,6 +3,7 @@
 
 #include <gtest/gtest.h>
 
+#include "models/recompute.h"
 #include "tests/support/expect_error.h"
 #include "trainer/grad_reducer.h"
 
@@ -30,10 +31,11 @@ struct Chain : Layered {
   [[nodiscard]] Tensor loss(const Tensor& x_T3, std::size_t used) const {
     auto h = x_T3;
     for (std::size_t i = 0; i < used; ++i) {
-      h = watched(i, [&] {
+      const auto layer = [this, i](const Tensor& x) {
         if (on_layer) on_layer(i);
-        return at::linear(h, weights[i]).tanh();
-      });
+        return at::linear(x, weights[i]).tanh();
+      };
+      h = watched(i, [&] { return models::run_layer(layer, h, {weights[i]}); });
       if (h.requires_grad()) {
         h.register_hook([this, i](const Tensor&) {
           if (on_backward) on_backward(i);
@@ -105,6 +107,33 @@ TEST(LayerShards, ALayerIsThereWhileItRunsForwardAndBackward) {
     }
     shards.release();
     EXPECT_FALSE(is_there(chain.head));
+  });
+}
+
+TEST(LayerShards, ALayerIsThereWhenItRunsAgainInBackward) {
+  const auto reference = reference_gradients(3);
+  comm::run_ranks(3, [&](const comm::Communicator& world) {
+    const models::RecomputeLayers recompute(true);
+    const comm::Mesh mesh(world, 0, 1);
+    Chain chain(4);
+    LayerShards shards(chain.parameters(), {&chain}, mesh.dp());
+    std::vector<std::size_t> ran;
+    chain.on_layer = [&](std::size_t layer) {
+      ran.push_back(layer);
+      for (std::size_t i = 0; i < chain.weights.size(); ++i) EXPECT_EQ(chain.weights[i].storage().nbytes() > 0, i == layer) << "layer " << i << " while " << layer << " runs";
+    };
+    shards.begin_step();
+    for (int micro = 0; micro < 2; ++micro) {
+      ran.clear();
+      shards.begin_micro_step();
+      (chain.loss(input_of(world.rank())) * 0.5).backward();
+      EXPECT_EQ(ran, (std::vector<std::size_t>{0, 1, 2, 3, 3, 2, 1, 0}));
+      shards.end_micro_step();
+    }
+    shards.finish(1);
+    for (std::size_t i = 0; i < reference.size(); ++i) {
+      EXPECT_TRUE(at::allclose(whole_gradient(shards.parts()[i], mesh), reference[i], 1e-5, 1e-6)) << shards.parts()[i].name;
+    }
   });
 }
 

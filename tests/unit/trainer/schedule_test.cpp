@@ -57,6 +57,7 @@ TEST(LoopConfig, NamesTheFieldThatIsWrong) {
   EXPECT_NE(message_of([](LoopConfig& c) { c.parallel.llm_tp = 3, c.parallel.encoder_tp = 2; }).find("parallel.llm_tp = 3 and parallel.encoder_tp = 2"), std::string::npos);
   EXPECT_NE(message_of([](LoopConfig& c) { c.checkpoint.keep = 0; }).find("checkpoint.keep = 0"), std::string::npos);
   EXPECT_NE(message_of([](LoopConfig& c) { c.train.dtype = "fp8"; }).find("train.dtype = fp8"), std::string::npos);
+  EXPECT_NE(message_of([](LoopConfig& c) { c.memory.recompute = "all"; }).find("memory.recompute = all"), std::string::npos);
   EXPECT_EQ(message_of([](LoopConfig&) {}), "accepted");
 }
 

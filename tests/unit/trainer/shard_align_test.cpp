@@ -52,9 +52,11 @@ class ShardedAlign : public ::testing::Test {
     return outcome;
   }
 
-  void check(const AlignConfig& config, const std::string& what, const std::vector<Layout>& layouts, double bound) {
+  /// `recompute` is memory.recompute of the layouts; one rank keeps its activations.
+  void check(AlignConfig config, const std::string& what, const std::vector<Layout>& layouts, double bound, const std::string& recompute = "none") {
     const auto one = align(config, {}, what + "_one");
     ASSERT_GT(one.losses.size(), 1U);
+    config.loop.memory.recompute = recompute;
     for (const auto& layout : layouts) {
       const auto many = align(config, layout, what + layout.name());
       ASSERT_EQ(many.tensors.size(), one.tensors.size());
@@ -93,6 +95,14 @@ TEST_F(ShardedAlign, TuningEverythingTakesTheStepsOfOneRank) {
   all.lora.rank = 0;
   all.freeze = "";
   check(all, "everything", kLayouts, 1e-5);
+}
+
+TEST_F(ShardedAlign, RecomputedLayersOfEncoderAndLlmTakeTheStepsOfOneRank) {
+  check(config(), "lora_again", {{"full", 3}}, 1e-5, "layers");
+  auto all = config();
+  all.lora.rank = 0;
+  all.freeze = "";
+  check(all, "everything_again", {{"optimizer", 2}, {"full", 2}, {"full", 4}, {"full", 2, 2}}, 1e-5, "layers");
 }
 
 TEST_F(ShardedAlign, TuningTheEncoderOfAFrozenLlmTakesTheStepsOfOneRank) {

@@ -120,6 +120,24 @@ TEST_P(ShardedPretrain, SgdTakesTheStepsOfOneRank) {
   }
 }
 
+TEST_P(ShardedPretrain, RecomputedLayersTakeTheStepsOfThoseThatKeepTheirActivations) {
+  auto config = config_of(GetParam());
+  config.loop.optim = {.peak_lr = 0.1, .clip_norm = 0.05, .kind = "sgd"};
+  config.loop.train.max_steps = 5;
+  for (const ShardLayout& layout : {ShardLayout{.shard = "optimizer", .dp = 2}, ShardLayout{.shard = "full", .dp = 3}, ShardLayout{.shard = "full", .dp = 2, .tp = 2},
+                                  ShardLayout{.shard = "full", .dp = 2, .tp = 2, .tables = "sharded"}}) {
+    config.loop.memory.recompute = "none";
+    const auto kept = train(config, layout, path(layout.name() + "_kept"));
+    config.loop.memory.recompute = "layers";
+    const auto again = train(config, layout, path(layout.name() + "_again"));
+    ASSERT_EQ(again.losses.size(), 5U);
+    std::string where;
+    EXPECT_LE(error_of(without_key_bias(again.weights), without_key_bias(kept.weights), &where), 1e-6) << layout.name() << " " << where;
+    expect_near(again.losses, kept.losses, 1e-6, layout.name());
+    expect_near(again.norms, kept.norms, 1e-6, layout.name());
+  }
+}
+
 TEST_P(ShardedPretrain, AdamWTakesTheStepsOfOneRank) {
   auto config = config_of(GetParam());
   config.loop.optim = {.peak_lr = 5e-3, .weight_decay = 0.01, .clip_norm = 1.0};
@@ -263,7 +281,10 @@ TEST(Shard, BytesOnTheWireAreThoseOfTheFormula) {
   const tests::TempDir dir;
   auto config = test::tiny_config(test::write_tiny_data(dir.path()), "trm_plus");
   config.loop.batch.micro_users = 0;
-  for (const char* shard : {"none", "optimizer", "full"}) {
+  for (const char* shard : {"none", "optimizer", "full", "full recomputed"}) {
+    const bool recompute = shard == std::string("full recomputed");  // no gather more
+    if (recompute) shard = "full";
+    config.loop.memory.recompute = recompute ? "layers" : "none";
     config.loop.parallel.shard = shard;
     config.loop.parallel.tables = "replicated";
     comm::run_ranks(4, [&](const comm::Communicator& world) {

@@ -159,6 +159,27 @@ TEST(Plan, ShardingSharesOutMemoryAndSendsMore) {
   EXPECT_GT(full.wire_bytes_per_step, optimizer.wire_bytes_per_step - ring / 2);
 }
 
+TEST(Plan, RecomputedLayersTakeLessMemoryAndMoreTime) {
+  for (const char* encoder : {"sasrec", "hstu", "gru4rec", "mamba2", "trm_plus"}) {
+    auto config = published_config(encoder);
+    config.model.num_layers = 8;
+    config.loop.batch.micro_users = 64;
+    const auto plan_with = [&](const char* recompute, std::int64_t tp) {
+      config.loop.memory.recompute = recompute;
+      const Layout layout{.ranks = 4, .dp = 4 / tp, .tp = tp, .table_group = 4};
+      return plan_pretrain(config, published_shape(config), plain_hardware(), 4, &layout);
+    };
+    const auto kept = plan_with("none", 1), again = plan_with("layers", 1);
+    EXPECT_LT(again.memory.activations, 0.7 * kept.memory.activations) << encoder;
+    EXPECT_DOUBLE_EQ(again.memory.gradients, kept.memory.gradients) << encoder;
+    EXPECT_DOUBLE_EQ(again.wire_bytes_per_step, kept.wire_bytes_per_step) << encoder;
+    EXPECT_EQ(again.flops.total(), kept.flops.total()) << "FLOPs do not count recomputation, " << encoder;
+    EXPECT_GT(again.compute_s, kept.compute_s) << encoder;
+    EXPECT_LT(again.compute_s, 4.0 / 3 * kept.compute_s) << encoder;
+    EXPECT_GT(plan_with("layers", 2).wire_bytes_per_step, plan_with("none", 2).wire_bytes_per_step) << encoder << ": sums of a layer are made again";
+  }
+}
+
 TEST(Plan, SmallerFractionsAreSubsetsOfLargerOnes) {
   const tests::TempDir dir;
   auto config = test::tiny_config(test::write_tiny_data(dir.path()), "trm_plus");

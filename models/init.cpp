@@ -24,10 +24,13 @@ void fill(const Tensor& x, std::uint64_t seed, const std::string& name, const Pa
   UQA_CHECK(x.scalar_type() == at::kFloat && x.is_contiguous(), ErrorCode::kInternal, "initial weights of {}: must be contiguous float32", name);
   const auto key = stream_key(seed, "init/" + name);
   const GlobalIndex index(x, layout);
-  auto* values = x.mutable_data_ptr<float>();
+  const auto on_cpu = x.is_cpu() ? x : at::empty(x.sizes(), at::kFloat);
+  auto* values = on_cpu.mutable_data_ptr<float>();
   at::parallel_for(0, x.numel(), 4096, [&](std::int64_t begin, std::int64_t end) {
     for (std::int64_t i = begin; i < end; ++i) values[i] = static_cast<float>(draw(key, static_cast<std::uint64_t>(index(i))));
   });
+  const at::NoGradGuard no_grad;
+  if (!x.is_cpu()) x.copy_(on_cpu);
 }
 
 }  // namespace

@@ -10,7 +10,7 @@
 
 namespace uqa::models {
 
-// `x` is a contiguous float32 parameter on the CPU, or this rank's slices of one as `layout` says. Elements are numbered row-major in the
+// `x` is a contiguous float32 parameter, or this rank's slices of one as `layout` says; on any device it gets the numbers of the CPU. Elements are numbered row-major in the
 // whole parameter, so a slice gets what the whole would have there; bounds are those of the whole shape.
 
 /// Normal with mean 0 (Box-Muller).

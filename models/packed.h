@@ -26,8 +26,8 @@ struct PackedLayout {
   [[nodiscard]] std::int64_t num_sequences() const { return static_cast<std::int64_t>(cu_seqlens.size()) - 1; }
   [[nodiscard]] std::int64_t num_rows() const { return cu_seqlens.back(); }
   [[nodiscard]] std::vector<AttentionBlock> causal_blocks() const;
-  /// Row's position inside its sequence. -> [T] int64
-  [[nodiscard]] Tensor positions() const;
+  /// Row's position inside its sequence. -> [T] int64 on `device`
+  [[nodiscard]] Tensor positions(at::Device device = at::kCPU) const;
 };
 
 /// Where random numbers of one forward pass come from: (seed, step, micro_step) here, site and layer are added by modules,

@@ -77,7 +77,7 @@ struct UserModelConfig {
   [[nodiscard]] std::int64_t resolved_inner() const;  ///< `inner`, or the encoder's own rule where it is 0
 };
 
-/// Bags of one feature over the T packed interactions.
+/// Bags of one feature over the T packed interactions; on the CPU, where ids are checked, whatever the model's device.
 struct FeatureTensor {
   Tensor values;   ///< int64 [T] (single-valued) or [N]
   Tensor offsets;  ///< int64 [T + 1], last offset included; undefined for single-valued features

@@ -10,6 +10,7 @@
 #include "models/adapters/mlp_adapter.h"
 #include "models/adapters/query_adapters.h"
 #include "models/layers/no_autocast.h"
+#include "models/plain/feature_bags.h"
 #include "models/tensor_io.h"
 
 // T packed rows of B sequences, H width.
@@ -112,6 +113,10 @@ void require_histories(const Tensor& states_TH, const PackedLayout& layout) {
 
 Tensor history_means(const Tensor& states_TH, const PackedLayout& layout) {
   require_histories(states_TH, layout);
+  if (!states_TH.is_cpu()) {
+    const auto rows_T = at::arange(layout.num_rows(), states_TH.options().dtype(at::kLong));
+    return plain::bag_means(states_TH.to(at::kFloat), rows_T, at::tensor(layout.cu_seqlens, at::kLong).to(states_TH.device()));
+  }
   auto starts = c10::make_intrusive<Starts>();
   starts->cu_seqlens = layout.cu_seqlens;
   return SequenceMean::apply(states_TH, starts);
@@ -121,7 +126,7 @@ Tensor history_lasts(const Tensor& states_TH, const PackedLayout& layout) {
   require_histories(states_TH, layout);
   std::vector<std::int64_t> rows;
   for (std::size_t b = 0; b + 1 < layout.cu_seqlens.size(); ++b) rows.push_back(layout.cu_seqlens[b + 1] - 1);
-  return states_TH.index_select(0, at::tensor(rows, at::kLong)).to(at::kFloat);
+  return states_TH.index_select(0, at::tensor(rows, at::kLong).to(states_TH.device())).to(at::kFloat);
 }
 
 }  // namespace uqa::models

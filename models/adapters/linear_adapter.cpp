@@ -22,7 +22,7 @@ void LinearAdapterImpl::init_whitened(std::uint64_t seed, const Tensor& means_SH
   const at::NoGradGuard no_grad;
   init_weights(seed);
   constexpr double kFloor = 1e-2;
-  const auto means = means_SH.to(at::kDouble);
+  const auto means = means_SH.cpu().to(at::kDouble);  // few rows: the decomposition is quickest there
   const auto center_H = means.mean(0);
   const auto centered_SH = means - center_H;
   const auto covariance_HH = at::mm(centered_SH.t(), centered_SH) / static_cast<double>(means.size(0));
@@ -30,8 +30,9 @@ void LinearAdapterImpl::init_whitened(std::uint64_t seed, const Tensor& means_SH
   const double largest = values_H.max().item<double>();
   if (!(largest > 0)) return;
   const auto whiten_HH = at::mm(vectors_HH * (values_H.clamp_min(0) + kFloor * largest).rsqrt(), vectors_HH.t());
-  center_H_ = center_H.to(at::kFloat);
-  whiten_HH_ = whiten_HH.to(at::kFloat);
+  const auto device = up_proj_->weight.device();
+  center_H_ = center_H.to(at::kFloat).to(device);
+  whiten_HH_ = whiten_HH.to(at::kFloat).to(device);
   start_from(up_proj_->weight.clone(), means_SH, rms);
 }
 
@@ -41,10 +42,18 @@ Tensor LinearAdapterImpl::inputs_of(const Tensor& means_SH) const {
 
 void LinearAdapterImpl::start_from(const Tensor& weight_LH, const Tensor& means_SH, double rms) {
   const at::NoGradGuard no_grad;
-  const double size = at::mm(inputs_of(means_SH), weight_LH.to(at::kFloat).t()).to(at::kDouble).square().mean().sqrt().item<double>();
+  const auto device = up_proj_->weight.device();
+  const double size = at::mm(inputs_of(means_SH.to(device)), weight_LH.to(device).to(at::kFloat).t()).to(at::kDouble).square().mean().sqrt().item<double>();
   UQA_CHECK(size > 0, ErrorCode::kNumeric, "adapter: the soft tokens of {} users are all 0; choose another --adapter.init", means_SH.size(0));
   up_proj_->weight.copy_(weight_LH).mul_(rms / size);
   up_proj_->bias.zero_();
+}
+
+void LinearAdapterImpl::to(torch::Device device, bool non_blocking) {
+  AdapterImpl::to(device, non_blocking);
+  if (!center_H_.defined()) return;
+  center_H_ = center_H_.to(device, non_blocking);
+  whiten_HH_ = whiten_HH_.to(device, non_blocking);
 }
 
 std::pair<Tensor, Tensor> LinearAdapterImpl::folded() const {

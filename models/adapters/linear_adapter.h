@@ -28,6 +28,9 @@ class LinearAdapterImpl : public AdapterImpl {
   [[nodiscard]] std::pair<Tensor, Tensor> folded() const;
   [[nodiscard]] Tensor forward(const Tensor& states_TH, const PackedLayout& layout) override;
   [[nodiscard]] std::map<std::string, Tensor> stored() const override;
+  using AdapterImpl::to;
+  /// Moves the fixed coordinates, too.
+  void to(torch::Device device, bool non_blocking = false) override;
 
  private:
   torch::nn::Linear up_proj_;

@@ -105,7 +105,7 @@ SasrecImpl::SasrecImpl(const UserModelConfig& config, const TensorParallel& tp) 
 }
 
 Tensor SasrecImpl::forward(const Tensor& x_TH, const PackedLayout& layout, const DropoutContext& context) {
-  auto state_TH = x_TH + modules_->position_VH.index_select(0, layout.positions());
+  auto state_TH = x_TH + modules_->position_VH.index_select(0, layout.positions(x_TH.device()));
   if (is_training()) state_TH = dropout(state_TH, modules_->dropout, dropout_key(context, -1, DropoutSite::kEmbedding), layout);
   const auto shared = std::make_shared<const PackedLayout>(layout);  // a recomputed layer outlives the caller's
   for (std::size_t i = 0; i < modules_->layers.size(); ++i) {

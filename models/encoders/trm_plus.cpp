@@ -122,7 +122,7 @@ TrmPlusImpl::TrmPlusImpl(const UserModelConfig& config, const TensorParallel& tp
 }
 
 Tensor TrmPlusImpl::forward(const Tensor& x_TH, const PackedLayout& layout, const DropoutContext& context) {
-  const auto angles = rope_angles(layout.positions(), modules_->head_dim, modules_->rope_base);
+  const auto angles = rope_angles(layout.positions(x_TH.device()), modules_->head_dim, modules_->rope_base);
   auto state_TH = x_TH;
   const auto shared = std::make_shared<const PackedLayout>(layout);  // a recomputed layer outlives the caller's
   for (std::size_t i = 0; i < modules_->layers.size(); ++i) {

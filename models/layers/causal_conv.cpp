@@ -6,6 +6,7 @@
 #include "core/error.h"
 #include "models/layers/no_autocast.h"
 #include "models/layers/silu.h"
+#include "models/plain/recurrent.h"
 
 #include <ATen/Parallel.h>
 
@@ -235,6 +236,7 @@ Tensor causal_conv_silu(const Tensor& x_TC, const Tensor& weight_C1K, const Tens
   UQA_CHECK(x_TC.size(0) == layout.num_rows(), ErrorCode::kInternal, "convolution: {} rows for a layout of {}", x_TC.size(0), layout.num_rows());
   UQA_CHECK(x_TC.scalar_type() == weight_C1K.scalar_type() && x_TC.scalar_type() == bias_C.scalar_type(), ErrorCode::kInternal,
             "convolution: x, weight and bias must have one dtype");
+  if (!x_TC.is_cpu()) return plain::causal_conv_silu(x_TC, weight_C1K, bias_C, layout);
   return CausalConvSilu::apply(x_TC, weight_C1K, bias_C, make_plan(layout.cu_seqlens));
 }
 

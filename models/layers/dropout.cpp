@@ -6,6 +6,7 @@
 
 #include "core/error.h"
 #include "core/random.h"
+#include "models/plain/dropout.h"
 
 #include <ATen/Parallel.h>
 
@@ -50,7 +51,7 @@ void draw_group(std::uint64_t key, std::uint32_t first_counter, std::uint32_t la
 }
 
 struct DropoutRows : torch::CustomClassHolder {
-  std::vector<std::int64_t> sample_of_row, position_of_row;
+  std::vector<DropoutRow> rows;
   std::int64_t first_feature = 0;
 };
 
@@ -61,9 +62,7 @@ void apply_factors(const T* x, T* y, std::int64_t num_rows, std::int64_t width, 
   at::parallel_for(0, num_rows, grain, [&](std::int64_t begin, std::int64_t end) {
     std::vector<float> factors(static_cast<std::size_t>(width));
     for (std::int64_t t = begin; t < end; ++t) {
-      const auto row = static_cast<std::size_t>(t);
-      dropout_factors(key, {.sample_id = rows.sample_of_row[row], .position = rows.position_of_row[row]}, p, factors.data(), width,
-                      rows.first_feature);
+      dropout_factors(key, rows.rows[static_cast<std::size_t>(t)], p, factors.data(), width, rows.first_feature);
       const T* in = x + t * width;
       T* out = y + t * width;
       for (std::int64_t j = 0; j < width; ++j) out[j] = static_cast<T>(in[j] * static_cast<T>(factors[static_cast<std::size_t>(j)]));
@@ -72,6 +71,7 @@ void apply_factors(const T* x, T* y, std::int64_t num_rows, std::int64_t width, 
 }
 
 Tensor masked(const Tensor& x_TF, double p, std::uint64_t key, const DropoutRows& rows) {
+  if (!x_TF.is_cpu()) return x_TF * plain::dropout_factors(key, rows.rows, p, x_TF.size(1), rows.first_feature, x_TF.options());
   const auto x = x_TF.contiguous();
   auto y = at::empty_like(x);
   if (x.numel() == 0) return y;
@@ -106,12 +106,15 @@ std::uint64_t dropout_key(const DropoutContext& context, std::int64_t layer, Dro
   return mix_key(key, static_cast<std::uint64_t>(site));
 }
 
+DrawnRate drawn_rate(double p) {
+  const auto threshold = static_cast<std::uint32_t>(std::lround(p * 0x1p16));
+  return {.threshold = threshold, .keep_factor = static_cast<float>(1.0 / (1.0 - threshold * 0x1p-16))};
+}
+
 void dropout_factors(std::uint64_t key, const DropoutRow& row, double p, float* factors, std::int64_t n, std::int64_t first_element) {
   const std::uint64_t counter_hi = static_cast<std::uint64_t>(row.sample_id) << 24 | static_cast<std::uint64_t>(row.position);
-  const auto threshold = static_cast<std::uint32_t>(std::lround(p * 0x1p16));
-  const auto keep_factor = static_cast<float>(1.0 / (1.0 - threshold * 0x1p-16));  // of the rate as drawn: the mean stays exact
-  const auto draw = [&](std::int64_t first, float* out) {
-    draw_group(key, static_cast<std::uint32_t>(first / 8), static_cast<std::uint32_t>(row.lane), counter_hi, threshold, keep_factor, out);
+  const auto draw = [&, rate = drawn_rate(p)](std::int64_t first, float* out) {
+    draw_group(key, static_cast<std::uint32_t>(first / 8), static_cast<std::uint32_t>(row.lane), counter_hi, rate.threshold, rate.keep_factor, out);
   };
   const std::int64_t end = first_element + n;
   for (std::int64_t group = first_element / kGroup * kGroup; group < end; group += kGroup) {
@@ -135,12 +138,10 @@ Tensor dropout(const Tensor& x_TF, double p, std::uint64_t key, const PackedLayo
             "dropout: {} sample ids for {} sequences, one each is required", layout.sample_ids.size(), layout.num_sequences());
   auto rows = c10::make_intrusive<DropoutRows>();
   rows->first_feature = first_feature;
-  rows->sample_of_row.reserve(static_cast<std::size_t>(layout.num_rows()));
-  rows->position_of_row.reserve(static_cast<std::size_t>(layout.num_rows()));
+  rows->rows.reserve(static_cast<std::size_t>(layout.num_rows()));
   for (std::size_t b = 0; b < layout.sample_ids.size(); ++b) {
     for (std::int64_t t = layout.cu_seqlens[b]; t < layout.cu_seqlens[b + 1]; ++t) {
-      rows->sample_of_row.push_back(layout.sample_ids[b]);
-      rows->position_of_row.push_back(t - layout.cu_seqlens[b]);
+      rows->rows.push_back({.sample_id = layout.sample_ids[b], .position = t - layout.cu_seqlens[b]});
     }
   }
   return DropoutFunction::apply(x_TF, p, std::bit_cast<std::int64_t>(key), rows);

@@ -24,6 +24,13 @@ struct DropoutRow {
 /// Largest rate that can be drawn.
 inline constexpr double kMostDropped = 0.999;
 
+/// A rate as it is drawn: an element is dropped if its 16 bits are below the threshold.
+struct DrawnRate {
+  std::uint32_t threshold = 0;
+  float keep_factor = 1;  ///< of the rate as drawn: the mean stays exact
+};
+[[nodiscard]] DrawnRate drawn_rate(double p);
+
 /// Writes the factors of elements [first, first + n) of a row: 0 with probability p (to the nearest 2^-16), else 1 / (1 - p). 0 <= p <= kMostDropped.
 void dropout_factors(std::uint64_t key, const DropoutRow& row, double p, float* factors, std::int64_t n, std::int64_t first = 0);
 

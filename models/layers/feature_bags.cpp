@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "core/error.h"
+#include "models/plain/feature_bags.h"
 
 #include <ATen/Parallel.h>
 
@@ -31,8 +32,8 @@ c10::intrusive_ptr<BagPlan> make_plan(const std::vector<Tensor>& tables, const s
   plan->num_rows = num_rows;
   for (std::size_t f = 0; f < features.size(); ++f) {
     const auto& table = tables[table_of_feature[f]];
-    const FeatureTensor feature{.values = features[f].values.contiguous(),
-                                .offsets = features[f].offsets.defined() ? features[f].offsets.contiguous() : Tensor()};
+    const FeatureTensor feature{.values = features[f].values.cpu().contiguous(),
+                                .offsets = features[f].offsets.defined() ? features[f].offsets.cpu().contiguous() : Tensor()};
     const auto num_values = feature.values.size(0);
     const auto* values = feature.values.const_data_ptr<std::int64_t>();
     const std::int64_t* offsets = nullptr;
@@ -135,7 +136,9 @@ Tensor feature_bags(const std::vector<Tensor>& tables, const std::vector<std::si
   for (const auto& table : tables) {
     UQA_CHECK(table.dim() == 2 && table.is_contiguous(), ErrorCode::kInternal, "feature tables must be contiguous [rows, dim]");
   }
-  return FeatureBags::apply(at::TensorList(tables), make_plan(tables, table_of_feature, features, num_rows));
+  const auto plan = make_plan(tables, table_of_feature, features, num_rows);
+  if (!tables.front().is_cpu()) return plain::feature_bags(tables, table_of_feature, features, num_rows);
+  return FeatureBags::apply(at::TensorList(tables), plan);
 }
 
 }  // namespace uqa::models

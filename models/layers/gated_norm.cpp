@@ -6,6 +6,7 @@
 #include "core/error.h"
 #include "models/layers/no_autocast.h"
 #include "models/layers/silu.h"
+#include "models/plain/row_layers.h"
 
 #include <ATen/Parallel.h>
 
@@ -132,6 +133,7 @@ Tensor gated_rms_norm(const Tensor& y_TI, const Tensor& z_TI, const Tensor& weig
             y_TI.size(1));
   UQA_CHECK(y_TI.scalar_type() == z_TI.scalar_type() && y_TI.scalar_type() == weight_I.scalar_type(), ErrorCode::kInternal,
             "gated norm: y, z and weight must have one dtype");
+  if (!y_TI.is_cpu()) return plain::gated_rms_norm(y_TI, z_TI, weight_I, num_groups, eps);
   return GatedRmsNormFunction::apply(y_TI, z_TI, weight_I, num_groups, eps);
 }
 

@@ -6,6 +6,7 @@
 #include "core/error.h"
 #include "models/layers/attention_rows.h"
 #include "models/layers/no_autocast.h"
+#include "models/plain/row_layers.h"
 
 #include <ATen/Parallel.h>
 
@@ -100,6 +101,7 @@ Tensor rms_norm(const Tensor& x_TF, const Tensor& weight_F, double eps) {
   const auto expected = x_TF.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
   UQA_CHECK(weight_F.scalar_type() == expected && weight_F.is_contiguous(), ErrorCode::kInternal, "rms_norm: weight must be contiguous {}",
             c10::toString(expected));
+  if (!x_TF.is_cpu()) return plain::rms_norm(x_TF, weight_F, eps);
   return RmsNormFunction::apply(x_TF, weight_F, eps);
 }
 

@@ -7,6 +7,7 @@
 #include "core/error.h"
 #include "models/layers/gru_step.h"
 #include "models/layers/no_autocast.h"
+#include "models/plain/recurrent.h"
 
 #include <ATen/Parallel.h>
 
@@ -236,6 +237,7 @@ Tensor packed_gru(const Tensor& x_TG, const Tensor& weight_hh, const std::vector
             ErrorCode::kInternal, "gru: x [{}], weight_hh [{}] do not fit", fmt::join(x_TG.sizes(), ", "), fmt::join(weight_hh.sizes(), ", "));
   UQA_CHECK(!cu_seqlens.empty() && cu_seqlens.front() == 0 && cu_seqlens.back() == x_TG.size(0) && std::ranges::is_sorted(cu_seqlens),
             ErrorCode::kInternal, "gru: {} rows do not fit sequences that start at [{}]", x_TG.size(0), fmt::join(cu_seqlens, ", "));
+  if (!x_TG.is_cpu()) return plain::packed_gru(x_TG.to(weight_hh.scalar_type()), weight_hh, cu_seqlens);
   return PackedGru::apply(x_TG.to(weight_hh.scalar_type()), weight_hh, make_plan(cu_seqlens, weight_hh.size(1)));
 }
 

@@ -5,6 +5,7 @@
 #include "core/error.h"
 #include "models/layers/attention_rows.h"
 #include "models/layers/no_autocast.h"
+#include "models/plain/row_layers.h"
 
 #include <ATen/Parallel.h>
 
@@ -68,7 +69,7 @@ RopeAngles rope_angles(const Tensor& positions_T, std::int64_t head_dim, double 
   UQA_CHECK(head_dim > 0 && head_dim % 2 == 0, ErrorCode::kConfig, "head width = {}, must be even for rotary positions; change hidden or num_heads",
             head_dim);
   const NoAutocast no_autocast;
-  const auto exponent_E = at::arange(0, head_dim, 2, at::kLong).to(at::kFloat) / static_cast<double>(head_dim);
+  const auto exponent_E = at::arange(0, head_dim, 2, positions_T.options()).to(at::kFloat) / static_cast<double>(head_dim);
   const auto frequency_E = at::pow(base, exponent_E).reciprocal();
   const auto angle_TE = positions_T.to(at::kFloat).unsqueeze(1) * frequency_E;
   return {.cos_TE = angle_TE.cos(), .sin_TE = angle_TE.sin()};
@@ -77,6 +78,7 @@ RopeAngles rope_angles(const Tensor& positions_T, std::int64_t head_dim, double 
 Tensor apply_rope(const Tensor& x_TND, const RopeAngles& angles) {
   UQA_CHECK(x_TND.dim() == 3 && x_TND.size(0) == angles.cos_TE.size(0) && x_TND.size(2) == 2 * angles.cos_TE.size(1), ErrorCode::kInternal,
             "rope: x [{}] and angles [{}] do not fit", fmt::join(x_TND.sizes(), ", "), fmt::join(angles.cos_TE.sizes(), ", "));
+  if (!x_TND.is_cpu()) return plain::turned_halves(x_TND, angles.cos_TE, angles.sin_TE);
   return RopeFunction::apply(x_TND, angles.cos_TE, angles.sin_TE);
 }
 

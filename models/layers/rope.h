@@ -10,7 +10,7 @@ namespace uqa::models {
 struct RopeAngles {
   Tensor cos_TE, sin_TE;
 };
-/// positions int64 [T]; head_dim even. Angles position / base^(2 d / head_dim) in float32, as the reference computes them.
+/// positions int64 [T], whose device the angles get; head_dim even. Angles position / base^(2 d / head_dim) in float32, as the reference computes them.
 [[nodiscard]] RopeAngles rope_angles(const Tensor& positions_T, std::int64_t head_dim, double base);
 
 /// Turns every head of every row by its angles. x [T, N, D], float32, bfloat16 or float64, heads with unit stride -> new [T, N, D].

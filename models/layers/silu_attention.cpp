@@ -10,6 +10,7 @@
 #include "core/error.h"
 #include "models/layers/no_autocast.h"
 #include "models/layers/simd.h"
+#include "models/plain/silu_attention.h"
 
 #include <ATen/Parallel.h>
 
@@ -366,6 +367,7 @@ Tensor silu_attention(const Tensor& q_TNA, const Tensor& k_TNA, const Tensor& v_
   UQA_CHECK(static_cast<std::int64_t>(scales.size()) == layout.num_sequences(), ErrorCode::kInternal,
             "attention: {} scales for {} sequences, one each is required", scales.size(), layout.num_sequences());
   check_bias(bias, layout, q_TNA.scalar_type());
+  if (!q_TNA.is_cpu()) return plain::silu_attention(q_TNA, k_TNA, v_TNL, layout, scales, bias);
   auto plan = c10::make_intrusive<AttentionPlan>();
   plan->cu_seqlens = layout.cu_seqlens;
   plan->first_bucket = bucket_begins(layout.cu_seqlens);

@@ -6,6 +6,7 @@
 #include "core/error.h"
 #include "models/layers/no_autocast.h"
 #include "models/layers/ssd_rows.h"
+#include "models/plain/recurrent.h"
 
 #include <ATen/Parallel.h>
 
@@ -352,6 +353,7 @@ Tensor ssd_scan(const Tensor& xbc_TC, const Tensor& dt_TM, const Tensor& a_M, co
   const auto type = xbc_TC.scalar_type();
   UQA_CHECK(dt_TM.scalar_type() == type && a_M.scalar_type() == type && skip_M.scalar_type() == type, ErrorCode::kInternal,
             "scan: all inputs must have one dtype");
+  if (!xbc_TC.is_cpu()) return plain::ssd_scan(xbc_TC, dt_TM, a_M, skip_M, layout, sizes);
   return SsdScan::apply(xbc_TC, dt_TM, a_M, skip_M, make_plan(layout, sizes));
 }
 

@@ -7,6 +7,7 @@
 
 #include "core/error.h"
 #include "models/layers/simd.h"
+#include "models/plain/decode_attention.h"
 
 namespace uqa::models::llm {
 namespace {
@@ -108,12 +109,13 @@ Tensor decode_attention(const Tensor& q_AND, const Tensor& k_TKD, const Tensor& 
   }
   UQA_CHECK(q_AND.size(0) == static_cast<std::int64_t>(sequences.active.size()), ErrorCode::kInternal, "decode_attention: {} rows of {} sequences",
             q_AND.size(0), sequences.active.size());
+  UQA_CHECK(type == at::kFloat || type == at::kBFloat16, ErrorCode::kInternal, "decode_attention of {}, must be float32 or bfloat16", c10::toString(type));
+  if (!q_AND.is_cpu()) return plain::decode_attention(q_AND, k_TKD, v_TKD, own_k_BSKD, own_v_BSKD, sequences, scale);
   auto out_AND = at::empty_like(q_AND);
   const auto factor = static_cast<float>(scale);
   if (type == at::kFloat) {
     run<float>(q_AND, k_TKD, v_TKD, own_k_BSKD, own_v_BSKD, sequences, factor, out_AND);
   } else {
-    UQA_CHECK(type == at::kBFloat16, ErrorCode::kInternal, "decode_attention of {}, must be float32 or bfloat16", c10::toString(type));
     run<c10::BFloat16>(q_AND, k_TKD, v_TKD, own_k_BSKD, own_v_BSKD, sequences, factor, out_AND);
   }
   return out_AND;

@@ -169,6 +169,23 @@ std::vector<std::vector<Tensor>> LlmImpl::layer_parameters() const {
 const Tensor& LlmImpl::head_weight() const { return modules_->head_VH; }
 const std::map<std::string, ParameterLayout>& LlmImpl::trainable_layouts() const { return modules_->layouts; }
 
+void LlmImpl::to(torch::Device device, bool non_blocking) {
+  torch::nn::Module::to(device, non_blocking);
+  // What is trained has moved already, under the same handles.
+  const bool tied = modules_->head_VH.is_same(modules_->embedding_VH);
+  const auto move = [&](Tensor& x) {
+    if (x.defined()) x = x.to(device, non_blocking);
+  };
+  move(modules_->embedding_VH);
+  if (tied) modules_->head_VH = modules_->embedding_VH;
+  move(modules_->head_VH);
+  move(modules_->final_norm_H);
+  for (auto& layer : modules_->layers) {
+    for (auto* x : {&layer.input_norm_H, &layer.attention_norm_H, &layer.qkv_bias_C}) move(*x);
+    for (auto* linear : {&layer.qkv, &layer.out, &layer.gate_up, &layer.down}) linear->to(device, non_blocking);
+  }
+}
+
 Tensor LlmImpl::embed(const Tensor& ids_T) const { return vocabulary_embedding(ids_T, modules_->embedding_VH, vocabulary()); }
 
 template <typename Attend>
@@ -183,7 +200,7 @@ Tensor LlmImpl::run_layers(const Tensor& x_TH, const Tensor& positions_T, Attend
             longest + 1, config_.max_positions);
 
   const auto dtype = options_.dtype;
-  const auto rope = llm::rope_tables(positions_T, config_.head_dim, config_.rope_theta, config_.rope_scaling);
+  const auto rope = llm::rope_tables(positions_T.to(h_TH.device()), config_.head_dim, config_.rope_theta, config_.rope_scaling);
   const auto owner = RecomputeLayers::is_on() ? shared_from_this() : nullptr;
   Tensor delta_TH;
   for (std::size_t i = 0; i < modules_->layers.size(); ++i) {
@@ -229,7 +246,7 @@ Tensor LlmImpl::forward_next(const Tensor& x_AH, const Tensor& positions_A, Grow
   const at::NoGradGuard no_grad;
   const double scale = 1.0 / std::sqrt(static_cast<double>(config_.head_dim));
   UQA_CHECK(sequences.length < sequences.capacity, ErrorCode::kInternal, "sequences of {} rows cannot grow beyond {}", sequences.length, sequences.capacity);
-  const auto active_A = at::tensor(sequences.active, at::kLong);
+  const auto active_A = at::tensor(sequences.active, at::kLong).to(x_AH.device());
   const std::int64_t row = sequences.length++;
   return run_layers(x_AH, positions_A, [&](std::size_t i, const Tensor& q_AND, const Tensor& k_AKD, const Tensor& v_AKD) {
     if (row == 0) {

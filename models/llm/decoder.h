@@ -79,6 +79,9 @@ class LlmImpl : public torch::nn::Module, public Layered {
  public:
   /// Weights are zero until set_weight(); LoRA's A is drawn. Throws Error(kConfig) for options that do not go together.
   LlmImpl(LlmConfig config, LlmOptions options, const TensorParallel& tp = {});
+  using torch::nn::Module::to;
+  /// Moves the frozen weights, too. Ids, positions and labels may stay on the CPU, where checks of them wait for nothing; tokens come out there.
+  void to(torch::Device device, bool non_blocking = false) override;
   /// ids int64 [T] -> float32-or-bf16 rows [T, H] of embed_tokens.
   [[nodiscard]] Tensor embed(const Tensor& ids_T) const;
   /// Runs all layers and the final norm. positions int64 [T] (RoPE); rows attend as `blocks` says: blocks cover all rows, and

@@ -64,7 +64,7 @@ Tensor next_tokens(LlmImpl& llm, const Tensor& states_BH, const GenerateOptions&
     for (std::int64_t row = begin; row < begin + rows; ++row) {
       uniform.push_back(uniform_of(mix_key(key, ids[static_cast<std::size_t>(row)]), static_cast<std::uint64_t>(step)));
     }
-    tokens_B.narrow(0, begin, rows).copy_(draw(logits_MV, options.temperature, at::tensor(uniform, at::kDouble).unsqueeze(1)));
+    tokens_B.narrow(0, begin, rows).copy_(draw(logits_MV, options.temperature, at::tensor(uniform, at::kDouble).unsqueeze(1).to(logits_MV.device())));
   }
   return tokens_B;
 }

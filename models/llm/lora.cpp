@@ -192,6 +192,10 @@ void FusedLinear::init_lora(std::uint64_t seed, std::int64_t layer) {
   }
 }
 
+void FusedLinear::to(at::Device device, bool non_blocking) {
+  if (weight_NL_.defined()) weight_NL_ = weight_NL_.to(device, non_blocking);
+}
+
 void FusedLinear::set_weight(const std::string& projection, const Tensor& weight_NK) {
   const at::NoGradGuard no_grad;
   for (auto& p : projections_) {

@@ -59,6 +59,8 @@ class FusedLinear {
   [[nodiscard]] Tensor operator()(const Tensor& x_TL);
   /// Sets A from (seed, "lora.<layer>.<target>.A", element of the whole A), uniform in +-1/sqrt(whole K), and B to zero.
   void init_lora(std::uint64_t seed, std::int64_t layer);
+  /// Moves what is frozen; parameters are the module's that registered them.
+  void to(at::Device device, bool non_blocking);
   /// Copies this rank's part of one projection's whole weight in, of any floating type.
   void set_weight(const std::string& projection, const Tensor& weight_NK);
   /// This rank's part of the weight of one projection, LoRA merged in: float32 [size, K], new storage.

@@ -52,13 +52,15 @@ struct HeadLoss : torch::autograd::Function<HeadLoss> {
 Tensor next_token_loss(LlmImpl& llm, const Tensor& states_TH, const Tensor& labels_T) {
   UQA_CHECK(states_TH.dim() == 2 && labels_T.dim() == 1 && states_TH.size(0) == labels_T.size(0), ErrorCode::kInternal,
             "{} states and {} labels, must be equal", states_TH.size(0), labels_T.numel());
-  const auto rows_M = at::nonzero(labels_T != -100).squeeze(1);
-  const auto labels_M = labels_T.index_select(0, rows_M).contiguous();
+  auto rows_M = at::nonzero(labels_T != -100).squeeze(1);
+  auto labels_M = labels_T.index_select(0, rows_M).contiguous();
   if (labels_M.numel() > 0) {
     const auto smallest = labels_M.min().item<std::int64_t>(), largest = labels_M.max().item<std::int64_t>();
     UQA_CHECK(smallest >= 0 && largest < llm.config().vocab_size, ErrorCode::kData, "label = {}, must be -100 or in [0, {})",
               smallest < 0 ? smallest : largest, llm.config().vocab_size);
   }
+  rows_M = rows_M.to(states_TH.device());
+  labels_M = labels_M.to(states_TH.device());
   if (llm.tp().size() > 1) {
     return -llm.token_log_probs(states_TH.index_select(0, rows_M).to(at::kFloat), at::arange(labels_M.numel(), at::kLong), labels_M).sum();
   }

@@ -87,7 +87,7 @@ struct OwnRows {
   UQA_CHECK(options.block_bytes > 0 && options.gather_rows > 0 && options.keep_bytes >= 0, ErrorCode::kConfig,
             "block_bytes = {}, gather_rows = {}, keep_bytes = {}, must be > 0, > 0 and >= 0", options.block_bytes, options.gather_rows, options.keep_bytes);
   OwnRows own;
-  own.labelled_L = at::nonzero(targets_T >= 0).squeeze(1);
+  own.labelled_L = at::nonzero(targets_T >= 0).squeeze(1);  // where the targets are; then to the hiddens' device
   own.share = even_range(own.labelled_L.size(0), shards.tp.rank(), shards.tp.size());
   own.rows_l = own.labelled_L.narrow(0, own.share.begin, own.share.length);
   own.targets_l = targets_T.index_select(0, own.rows_l);
@@ -95,6 +95,7 @@ struct OwnRows {
     const auto largest = own.targets_l.max().item<std::int64_t>();
     UQA_CHECK(largest < num_items, ErrorCode::kData, "target item = {}, must be below the {} items of the table", largest, num_items);
   }
+  for (auto* x : {&own.labelled_L, &own.rows_l, &own.targets_l}) *x = x->to(h_TD.device());
   return own;
 }
 

@@ -25,7 +25,7 @@ struct ItemShards {
 
 /// Sum over the rows of -log softmax(h W^T)[target], in float32; differentiable in h and W. Streams blocks of W's rows,
 /// keeping a running maximum and sum, and recomputes the blocks in backward.
-/// Shapes: h [T, D], W [V, D], targets int64 [T] with -1 for rows without a label -> scalar. T may be 0.
+/// Shapes: h [T, D], W [V, D], targets int64 [T] (on any device) with -1 for rows without a label -> scalar. T may be 0.
 /// Scale the result by 1 / global label count (mean over labels, not mean of means). Memory O(T D + V D).
 ///
 /// With row shards W holds this rank's rows (which may be none) and targets count in the whole table. The hiddens of all ranks are gathered in
@@ -37,7 +37,7 @@ struct ItemShards {
 
 /// Rank of each row's target over the whole catalogue, scores in float32: (number of larger scores) + (number of other
 /// equal ones) / 2, from 0. Streams blocks of W. Error(kNumeric) if a score is not finite (on every rank of the table group alike).
-/// -> float64 [T]. No gradient. Row shards as above: collective.
+/// -> float64 [T], on the CPU. No gradient. Row shards as above: collective.
 [[nodiscard]] Tensor item_ranks(const Tensor& h_TD, const Tensor& w_VD, const Tensor& targets_T, const ItemSoftmaxOptions& options = {},
                                 const ItemShards& shards = {});
 

@@ -59,7 +59,7 @@ void DpExchange::gather(const std::vector<Tensor>& parts, const std::vector<Tens
 std::vector<Tensor> DpExchange::reduce_scatter(const std::vector<Tensor>& wholes) const {
   UQA_CHECK(wholes.size() == items_.size(), ErrorCode::kInternal, "{} tensors, must be {}", wholes.size(), items_.size());
   const at::NoGradGuard no_grad;
-  auto flat = at::zeros({num_elements()}, at::kFloat);
+  auto flat = at::zeros({num_elements()}, at::TensorOptions(at::kFloat).device(items_.empty() ? at::Device(at::kCPU) : items_.front().device));
   std::vector<std::int64_t> counts(static_cast<std::size_t>(dp_.size()), 0);
   std::int64_t to = 0;
   for (int rank = 0; rank < dp_.size(); ++rank) {

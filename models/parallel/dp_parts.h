@@ -25,12 +25,14 @@ namespace uqa::models {
 /// ranks have the same lengths. Error(kInternal) unless can_cut_over_dp().
 [[nodiscard]] ParameterLayout dp_part_layout(const Tensor& tensor, const ParameterLayout& layout, int rank, int num_ranks);
 
-/// Shape of a tensor on every rank of dp, and the dimension that is cut.
+/// Shape of a tensor on every rank of dp, the dimension that is cut, and where the tensor is: ranks meet on that device's transport even if one of
+/// them has no gradient of it. The items of an exchange share a device.
 struct DpItem {
   std::vector<std::int64_t> shape;
   std::int64_t dim = 0;
+  at::Device device = at::kCPU;
 };
-[[nodiscard]] inline DpItem dp_item(const Tensor& tensor, const ParameterLayout& layout) { return {.shape = tensor.sizes().vec(), .dim = dp_dim(layout)}; }
+[[nodiscard]] inline DpItem dp_item(const Tensor& tensor, const ParameterLayout& layout) { return {.shape = tensor.sizes().vec(), .dim = dp_dim(layout), .device = tensor.device()}; }
 
 /// Some tensors whose parts travel in one message. float32. Outside autograd.
 class DpExchange {

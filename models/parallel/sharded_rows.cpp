@@ -22,7 +22,7 @@ struct Plan : torch::CustomClassHolder {
   std::vector<Exchange> exchanges;
 };
 
-/// How many of the ascending ids each owner holds.
+/// How many of the ascending ids (on the CPU) each owner holds.
 std::vector<std::int64_t> count_by_owner(const Tensor& ids, std::int64_t num_rows, int num_ranks) {
   std::vector<std::int64_t> counts;
   const auto* const begin = ids.const_data_ptr<std::int64_t>();
@@ -37,16 +37,20 @@ std::vector<std::int64_t> count_by_owner(const Tensor& ids, std::int64_t num_row
   return counts;
 }
 
-/// table[rows[i]] += add[i], in this order.
-void add_rows(const Tensor& table_VD, const Tensor& rows_G, const Tensor& add_GD) {
+/// Row r is the sum of add[i] where rows[i] = r, in this order; of the table's shape.
+Tensor summed_rows(const Tensor& table_VD, const Tensor& rows_G, const Tensor& add_GD) {
+  // In a fixed order too, as index_add_ on a GPU is not.
+  if (!table_VD.is_cpu()) return at::embedding_dense_backward(add_GD, rows_G, table_VD.size(0), /*padding_idx=*/-1, /*scale_grad_by_freq=*/false);
+  const auto sums_VD = at::zeros(table_VD.sizes(), table_VD.options().requires_grad(false));
   const auto width = table_VD.size(1);
-  auto* const table = table_VD.mutable_data_ptr<float>();
+  auto* const table = sums_VD.mutable_data_ptr<float>();
   const auto* const rows = rows_G.const_data_ptr<std::int64_t>();
   const auto* const add = add_GD.const_data_ptr<float>();
   for (std::int64_t i = 0; i < rows_G.numel(); ++i) {
     float* const row = table + rows[i] * width;
     for (std::int64_t d = 0; d < width; ++d) row[d] += add[i * width + d];
   }
+  return sums_VD;
 }
 
 struct ShardedRows : torch::autograd::Function<ShardedRows> {
@@ -57,13 +61,13 @@ struct ShardedRows : torch::autograd::Function<ShardedRows> {
     torch::autograd::variable_list results;
     for (std::size_t i = 0; i < list.size(); ++i) {
       const auto& table_VD = list[i];
-      const auto ids_U = requests[i].ids_U.contiguous();
+      const auto ids_U = requests[i].ids_U.cpu().contiguous();  // ids travel between hosts, rows between devices
       Exchange exchange{.num_ids = ids_U.numel(), .share = even_range(ids_U.numel(), sharding.tp.rank(), sharding.tp.size()), .asked = {}, .granted = {}, .rows_G = {}};
       const auto share = ids_U.narrow(0, exchange.share.begin, exchange.share.length);
       exchange.asked = count_by_owner(share, requests[i].num_rows, sharding.table.size());
       auto [wanted_G, granted] = comm::all_to_all(share, exchange.asked, sharding.table);
       exchange.granted = std::move(granted);
-      exchange.rows_G = wanted_G.sub_(even_range(requests[i].num_rows, sharding.table.rank(), sharding.table.size()).begin);
+      exchange.rows_G = wanted_G.sub_(even_range(requests[i].num_rows, sharding.table.rank(), sharding.table.size()).begin).to(table_VD.device());
       // Owners ascend with the ids, so what comes back is in the order of the share.
       const auto [fetched, counts] = comm::all_to_all(table_VD.index_select(0, exchange.rows_G), exchange.granted, sharding.table);
       results.push_back(sharding.tp.size() == 1 ? fetched : comm::all_gather(fetched, sharding.tp));
@@ -84,8 +88,7 @@ struct ShardedRows : torch::autograd::Function<ShardedRows> {
       const auto grad_UD = grads[i].defined() ? grads[i].to(at::kFloat) : at::zeros({exchange.num_ids, table_VD.size(1)}, table_VD.options());
       const auto [add_GD, counts] = comm::all_to_all(grad_UD.narrow(0, exchange.share.begin, exchange.share.length), exchange.asked, plan->sharding.table);
       if (!ctx->needs_input_grad(i)) continue;
-      dtables[i] = at::zeros(table_VD.sizes(), table_VD.options().requires_grad(false));
-      add_rows(dtables[i], exchange.rows_G, add_GD.contiguous());
+      dtables[i] = summed_rows(table_VD, exchange.rows_G, add_GD.contiguous());
     }
     dtables.resize(tables.size() + 2);  // no gradients of requests and sharding
     return dtables;

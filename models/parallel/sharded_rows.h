@@ -21,7 +21,7 @@ struct TableSharding {
 
 /// What a batch needs of one table.
 struct RowRequest {
-  Tensor ids_U;               ///< int64, strictly ascending, in [0, num_rows); equal on tp peers; may be empty
+  Tensor ids_U;               ///< int64, strictly ascending, in [0, num_rows); equal on tp peers; may be empty; on any device, best on the CPU
   std::int64_t num_rows = 0;  ///< of the whole table
 };
 

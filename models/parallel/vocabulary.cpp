@@ -70,14 +70,16 @@ std::int64_t vocabulary_block_rows(const Tensor& head_VH, at::ScalarType dtype) 
   return std::max<std::int64_t>(1, kBlockBytes / (static_cast<std::int64_t>(c10::elementSize(dtype)) * head_VH.size(0)));
 }
 
-Tensor vocabulary_embedding(const Tensor& ids_T, const Tensor& table_VH, const VocabularySlice& slice) {
+Tensor vocabulary_embedding(const Tensor& ids, const Tensor& table_VH, const VocabularySlice& slice) {
+  const auto ids_T = ids.to(table_VH.device());
   if (slice.comm.size() == 1) return at::embedding(table_VH, ids_T);
   const auto own = own_rows(ids_T, table_VH, slice);
   return reduce_from(at::embedding(table_VH, own.rows_N).masked_fill(own.mine_N.logical_not().unsqueeze(-1), 0), slice.comm);
 }
 
-Tensor vocabulary_log_probs(const Tensor& states_RH, const Tensor& head_VH, const VocabularySlice& slice, const Tensor& rows_N, const Tensor& tokens_N,
+Tensor vocabulary_log_probs(const Tensor& states_RH, const Tensor& head_VH, const VocabularySlice& slice, const Tensor& rows, const Tensor& tokens,
                             at::ScalarType dtype) {
+  const auto rows_N = rows.to(states_RH.device()), tokens_N = tokens.to(states_RH.device());
   const auto own_states_RH = copy_to(states_RH, slice.comm);
   const auto log_sum_R = VocabularyLogSumExp::apply(own_states_RH, head_VH, dtype, hold(slice.comm));
   const auto dots = [&](const Tensor& rows_of_head_N) {

@@ -4,6 +4,8 @@
 //   x_TH = vocabulary_embedding(ids_T, table_VH, slice);
 //   log_probs_N = vocabulary_log_probs(states_RH, table_VH, slice, rows_N, tokens_N, at::kBFloat16);   // no rank ever holds [R, vocabulary]
 //
+// Ids and row numbers may lie on any device; they go to that of the data.
+//
 // T tokens, R rows of states, N scored tokens, H width, V rows of the table on this rank.
 #pragma once
 

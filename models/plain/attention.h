@@ -5,8 +5,8 @@
 
 namespace uqa::models::plain {
 
-/// As models::packed_attention, to rounding, with the same dropout masks (drawn on the CPU and copied). Holds the probabilities of every tree:
-/// memory O(sum of R^2 N) for trees of R rows.
+/// As models::packed_attention, to rounding, with the same dropout masks. Memory: a few copies of one tree's R^2 N probabilities at a time,
+/// forward or backward; between them the inputs.
 [[nodiscard]] Tensor packed_attention(const Tensor& q_TND, const Tensor& k_TKD, const Tensor& v_TKD, const std::vector<AttentionBlock>& blocks, double scale,
                                       const PackedDropout& dropout = {});
 

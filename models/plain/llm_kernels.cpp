@@ -2,17 +2,11 @@
 
 #include <limits>
 
+#include "models/plain/row_layers.h"
+
 namespace uqa::models::llm::plain {
-namespace {
 
-/// (x1, x2) -> (x1 cos - x2 sin, x2 cos + x1 sin) for halves of the last dimension; x [T, heads, D], cos and sin [T, D / 2].
-Tensor rotated(const Tensor& x_THD, const Tensor& cos_TR, const Tensor& sin_TR) {
-  const auto halves = x_THD.to(at::kFloat).chunk(2, -1);
-  const auto cos = cos_TR.unsqueeze(1), sin = sin_TR.unsqueeze(1);
-  return at::cat({halves[0] * cos - halves[1] * sin, halves[1] * cos + halves[0] * sin}, -1);
-}
-
-}  // namespace
+using models::plain::turned_halves;
 
 void add_rms_norm(const Tensor& h_TH, const Tensor& delta_TH, const Tensor& weight_H, double eps, Tensor& h_out_TH, Tensor& out_TL, Tensor& rstd_T) {
   auto sum_TH = h_TH;
@@ -54,14 +48,14 @@ void rope_split(const Tensor& qkv_TC, const Tensor& bias_C, const Tensor& cos_TR
   auto x = qkv_TC.to(at::kFloat);
   if (bias_C.defined()) x = x + bias_C;
   x = x.view({rows, heads + 2 * kv, width});
-  q_TND.copy_(rotated(x.narrow(1, 0, heads), cos_TR, sin_TR));
-  k_TKD.copy_(rotated(x.narrow(1, heads, kv), cos_TR, sin_TR));
+  q_TND.copy_(turned_halves(x.narrow(1, 0, heads), cos_TR, sin_TR));
+  k_TKD.copy_(turned_halves(x.narrow(1, heads, kv), cos_TR, sin_TR));
   v_TKD.copy_(x.narrow(1, heads + kv, kv));
 }
 
 void rope_split_backward(const Tensor& dq_TND, const Tensor& dk_TKD, const Tensor& dv_TKD, const Tensor& cos_TR, const Tensor& sin_TR, Tensor& dqkv_TC) {
   // Turned back by the same angle.
-  const auto dx = at::cat({rotated(dq_TND, cos_TR, -sin_TR), rotated(dk_TKD, cos_TR, -sin_TR), dv_TKD.to(at::kFloat)}, 1);
+  const auto dx = at::cat({turned_halves(dq_TND, cos_TR, -sin_TR), turned_halves(dk_TKD, cos_TR, -sin_TR), dv_TKD.to(at::kFloat)}, 1);
   dqkv_TC.copy_(dx.view(dqkv_TC.sizes()));
 }
 

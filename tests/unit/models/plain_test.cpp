@@ -3,26 +3,20 @@
 
 #include "core/error.h"
 #include "models/layers/packed_attention.h"
+#include "models/llm/decode_attention.h"
 #include "models/llm/kernels.h"
 #include "models/loss/item_softmax.h"
 #include "models/plain/attention.h"
+#include "models/plain/decode_attention.h"
 #include "models/plain/llm_kernels.h"
-#include "tests/unit/models/numeric.h"
+#include "tests/unit/models/plain_case.h"
 
 namespace uqa::models {
 namespace {
 
+using testing::expect_near;
 using testing::random_normal;
-
-void expect_near(const Tensor& got, const Tensor& want, double tolerance, const std::string& what) {
-  ASSERT_EQ(got.sizes(), want.sizes()) << what;
-  ASSERT_EQ(got.scalar_type(), want.scalar_type()) << what;
-  if (want.numel() == 0) return;
-  const auto scale = std::max(1e-6, want.to(at::kDouble).abs().max().item<double>());
-  EXPECT_LE((got.to(at::kDouble) - want.to(at::kDouble)).abs().max().item<double>() / scale, tolerance) << what;
-}
-
-double tolerance_of(at::ScalarType type) { return type == at::kDouble ? 1e-12 : type == at::kFloat ? 1e-5 : 2e-2; }
+using testing::tolerance_of;
 
 TEST(PlainAttention, EqualsTheFusedKernelForwardAndBackward) {
   // Two sequences, a row of no block between them, a prefix tree with two branches; grouped heads; with and without dropout.
@@ -81,6 +75,25 @@ TEST(PlainItemSoftmax, EqualsTheFusedKernelForwardAndBackward) {
   auto w = at::zeros({3, 2});
   w[1][0] = std::numeric_limits<float>::infinity();
   EXPECT_THROW(static_cast<void>(item_ranks(at::ones({1, 2}), w, at::zeros({1}, at::kLong), {.plain = true})), Error);
+}
+
+TEST(PlainDecodeAttention, EqualsTheFusedOneForSharedPrefixesAndEndedSequences) {
+  for (const auto type : {at::kFloat, at::kBFloat16}) {
+    for (const std::int64_t length : {1, 4}) {
+      // Sequences 0 and 2 share their first rows, sequence 1 has ended, sequence 3 sees one row.
+      const GrowingSequences sequences{.context = nullptr,
+                                       .seen = {{{0, 6}, {6, 9}}, {{0, 3}}, {{0, 6}, {9, 20}}, {{20, 21}}},
+                                       .active = {0, 2, 3},
+                                       .length = length,
+                                       .capacity = 5,
+                                       .k_BSKD = {},
+                                       .v_BSKD = {}};
+      const auto q = random_normal({3, 4, 6}, 1, type), k = random_normal({21, 2, 6}, 2, type), v = random_normal({21, 2, 6}, 3, type);
+      const auto own_k = random_normal({4, 5, 2, 6}, 4, type), own_v = random_normal({4, 5, 2, 6}, 5, type);
+      expect_near(llm::plain::decode_attention(q, k, v, own_k, own_v, sequences, 0.4), llm::decode_attention(q, k, v, own_k, own_v, sequences, 0.4),
+                  tolerance_of(type), fmt::format("{} length {}", c10::toString(type), length));
+    }
+  }
 }
 
 class PlainLlmKernels : public ::testing::TestWithParam<at::ScalarType> {};

@@ -85,6 +85,8 @@ class Backend {
   /// `owner` keeps x's memory alive.
   [[nodiscard]] virtual std::unique_ptr<Pending> all_reduce_async(const Elements& x, ReduceOp op,
                                                                   const Tensor& owner) = 0;
+  /// all_gather below, started only; not all of `bytes` are 0. `owners` keep the memory of `in` and `out` alive.
+  [[nodiscard]] virtual std::unique_ptr<Pending> all_gather_async(const void* in, void* out, std::span<const std::int64_t> bytes, std::vector<Tensor> owners) = 0;
   /// `out` holds sum(bytes) bytes; rank r contributes bytes[r].
   virtual void all_gather(const void* in, void* out, std::span<const std::int64_t> bytes) = 0;
   /// Sums `in`, leaves elements [sum of counts before this rank, + counts[rank]) in `out`.

@@ -2,9 +2,9 @@
 #include "comm/communicator.h"
 
 #include <algorithm>
-#include <bit>
 #include <chrono>
 #include <exception>
+#include <numeric>
 #include <thread>
 
 #include "comm/backend.h"
@@ -138,11 +138,11 @@ class RoundingPending : public detail::Pending {
 /// Notes the wait for a started collective with the watchdog.
 class WatchedPending : public detail::Pending {
  public:
-  WatchedPending(std::unique_ptr<detail::Pending> pending, std::shared_ptr<detail::Backend> backend,
+  WatchedPending(std::unique_ptr<detail::Pending> pending, std::shared_ptr<detail::Backend> backend, const char* op,
                  std::uint64_t sequence)
-      : pending_(std::move(pending)), backend_(std::move(backend)), sequence_(sequence) {}
+      : pending_(std::move(pending)), backend_(std::move(backend)), op_(op), sequence_(sequence) {}
   void wait() override {
-    const Scope scope(backend_->watched(), "all_reduce_async", sequence_);
+    const Scope scope(backend_->watched(), op_, sequence_);
     pending_->wait();
   }
   bool test() override { return pending_->test(); }
@@ -150,6 +150,7 @@ class WatchedPending : public detail::Pending {
  private:
   std::unique_ptr<detail::Pending> pending_;
   std::shared_ptr<detail::Backend> backend_;
+  const char* op_;
   std::uint64_t sequence_;
 };
 
@@ -188,6 +189,14 @@ void check_forms(const std::vector<RowForm>& forms, const char* op, const Tensor
                     op, comm.axis(), rank, comm.rank(), at::toString(x.scalar_type()), fmt::join(x.sizes(), ", ")),
         comm.size());
   }
+}
+
+/// Of an op whose tensor holds this rank's rows only.
+void check_own_rows(const Tensor& x, const std::vector<std::int64_t>& rows, const char* op, const Communicator& comm) {
+  const bool valid = rows.size() == static_cast<std::size_t>(comm.size()) && std::ranges::all_of(rows, [](std::int64_t n) { return n >= 0; });
+  UQA_CHECK(valid && x.dim() >= 1 && x.size(0) == rows[static_cast<std::size_t>(comm.rank())], ErrorCode::kInternal,
+            "{} on axis '{}': row counts = [{}], must be {} numbers >= 0, and that of rank {} the tensor's rows; its shape is [{}]", op, comm.axis(),
+            fmt::join(rows, ", "), comm.size(), comm.rank(), fmt::join(x.sizes(), ", "));
 }
 
 void check_rows(const Tensor& x, const std::vector<std::int64_t>& rows, const char* op, const Communicator& comm) {
@@ -255,7 +264,7 @@ Work all_reduce_async_(Tensor& x, ReduceOp op, const Communicator& comm) {
   const Elements elements = elements_of(wide);
   count_all_reduce(elements, comm);
   std::unique_ptr<detail::Pending> pending = std::make_unique<WatchedPending>(
-      transport(x, comm).all_reduce_async(elements, op, wide), comm.backend_ptr(), sequence);
+      transport(x, comm).all_reduce_async(elements, op, wide), comm.backend_ptr(), "all_reduce_async", sequence);
   if (rounds) pending = std::make_unique<RoundingPending>(std::move(pending), wide, target);
   return Work(std::move(pending));
 }
@@ -285,6 +294,20 @@ Tensor all_gather(const Tensor& x, const Communicator& comm) {
   transport(in, comm).all_gather(in.data_ptr(), result.data_ptr(), bytes);
   comm.backend().count_sent((comm.size() - 1) * mine.rows * row_bytes);
   return result;
+}
+
+std::pair<Tensor, Work> all_gather_async(const Tensor& x, const std::vector<std::int64_t>& rows, const Communicator& comm) {
+  check_tensor(x, "all_gather_async", comm);
+  check_own_rows(x, rows, "all_gather_async", comm);
+  if (comm.size() == 1) return {new_copy(x), Work()};
+  Tensor result = empty_rows(x, std::accumulate(rows.begin(), rows.end(), std::int64_t{0}));
+  if (result.numel() == 0) return {result, Work()};
+  const std::uint64_t sequence = comm.backend().watched().issue("all_gather_async");
+  const Tensor in = x.detach().contiguous();
+  const auto bytes = scaled(rows, row_elements(x) * x.element_size());
+  comm.backend().count_sent((comm.size() - 1) * bytes[static_cast<std::size_t>(comm.rank())]);
+  auto pending = transport(in, comm).all_gather_async(in.data_ptr(), result.data_ptr(), bytes, {in, result});
+  return {result, Work(std::make_unique<WatchedPending>(std::move(pending), comm.backend_ptr(), "all_gather_async", sequence))};
 }
 
 Tensor reduce_scatter(const Tensor& x, const std::vector<std::int64_t>& rows, const Communicator& comm) {
@@ -342,70 +365,5 @@ void barrier(const Communicator& comm) {
   const Scope scope(comm.backend().watched(), "barrier");
   comm.backend().barrier();
 }
-
-std::int64_t all_reduce(std::int64_t value, ReduceOp op, const Communicator& comm) {
-  Tensor one = at::full({1}, value, at::kLong);
-  all_reduce_(one, op, comm);
-  return one.item<std::int64_t>();
-}
-
-double sum_in_order(double value, const Communicator& comm) {
-  if (comm.size() == 1) return value;
-  const Tensor all = all_gather(at::full({1}, std::bit_cast<std::int64_t>(value), at::kLong), comm).contiguous();
-  const auto* const bits = all.const_data_ptr<std::int64_t>();
-  double sum = 0;
-  for (std::int64_t r = 0; r < all.numel(); ++r) sum += std::bit_cast<double>(bits[r]);
-  return sum;
-}
-
-std::string broadcast_text(const std::string& text, int root, const Communicator& comm) {
-  if (comm.size() == 1) return text;
-  Tensor size = at::full({1}, static_cast<std::int64_t>(text.size()), at::kLong);
-  broadcast_(size, root, comm);
-  // Characters travel as they are in whole int64 words.
-  const std::int64_t bytes = size.item<std::int64_t>();
-  Tensor words = at::zeros({(bytes + 7) / 8}, at::kLong);
-  if (comm.rank() == root) std::copy(text.begin(), text.end(), static_cast<char*>(words.data_ptr()));
-  broadcast_(words, root, comm);
-  return {static_cast<const char*>(words.const_data_ptr()), static_cast<std::size_t>(bytes)};
-}
-
-void agree_or_throw(const Communicator& comm, bool ok, ErrorCode code, const std::string& text) {
-  if (comm.size() == 1) {
-    if (!ok) throw AgreedError(code, text, 1);
-    return;
-  }
-  // Smallest of: this rank's number if it fails; 0 if it is fine, so that 1 means nobody is.
-  Tensor verdict = at::tensor(std::vector<std::int64_t>{ok ? comm.size() : comm.rank(), ok ? 0 : 1}, at::kLong);
-  all_reduce_(verdict, ReduceOp::kMin, comm);
-  const int failing = static_cast<int>(verdict[0].item<std::int64_t>());
-  if (failing == comm.size()) return;
-  const bool all_fail = verdict[1].item<std::int64_t>() == 1;
-  Tensor their_code = at::full({1}, static_cast<std::int64_t>(code), at::kLong);
-  broadcast_(their_code, failing, comm);
-  const std::string their_text = broadcast_text(text, failing, comm);
-  throw AgreedError(static_cast<ErrorCode>(their_code.item<std::int64_t>()),
-                    all_fail ? their_text : fmt::format("rank {}: {}", failing, their_text), comm.size());
-}
-
-void run_agreed(const Communicator& comm, const std::function<void()>& body) {
-  bool ok = false;
-  ErrorCode code = ErrorCode::kInternal;
-  std::string text;
-  try {
-    body();
-    ok = true;
-  } catch (const Error& error) {
-    const auto* const agreed = dynamic_cast<const AgreedError*>(&error);
-    if (agreed != nullptr && agreed->num_ranks() >= comm.size()) throw;  // every rank has it already
-    code = error.code();
-    text = error.what();
-  } catch (const std::exception& error) {
-    text = first_line(error.what());
-  }
-  agree_or_throw(comm, ok, code, text);
-}
-
-std::string first_line(const std::string& text) { return text.substr(0, text.find('\n')); }
 
 }  // namespace uqa::comm

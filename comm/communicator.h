@@ -94,6 +94,10 @@ void all_reduce_(Tensor& x, ReduceOp op, const Communicator& comm);
 /// Concatenation over ranks along dim 0, in rank order. Row counts may differ (also be 0); dtype and trailing shape must agree,
 /// else AgreedError(kInternal).
 [[nodiscard]] Tensor all_gather(const Tensor& x, const Communicator& comm);
+/// all_gather, started only: the result, whose rows are not there before wait(), and the work. `rows` are the row counts of all ranks, equal on all of them,
+/// so that nothing is exchanged before; x has rows[rank], and dtype and trailing shape agree (not checked). x must not change until wait(); the work
+/// keeps both tensors alive.
+[[nodiscard]] std::pair<Tensor, Work> all_gather_async(const Tensor& x, const std::vector<std::int64_t>& rows, const Communicator& comm);
 /// Sums x [sum(rows), ...] over ranks and returns this rank's block of `rows[rank]` rows. `rows` is equal on all ranks.
 [[nodiscard]] Tensor reduce_scatter(const Tensor& x, const std::vector<std::int64_t>& rows, const Communicator& comm);
 /// Rank `root`'s x on every rank, in place; x must be contiguous and of equal shape everywhere.

@@ -52,7 +52,7 @@ class DevicePlugin {
 };
 
 /// Changes with DevicePlugin, Backend, Polled and WatchedGroup: a library built for another version is refused.
-inline constexpr int kDevicePluginVersion = 1;
+inline constexpr int kDevicePluginVersion = 2;
 /// The one function that a plug-in exports, by this name. Returns null for a version that it does not know. The caller owns the result.
 using MakeDevicePlugin = DevicePlugin* (*)(int version);
 inline constexpr const char* kMakeDevicePluginName = "uqa_make_device_plugin";

@@ -46,10 +46,16 @@ void in_messages(std::int64_t count, Part part) {
 
 char* at_byte(const void* data, std::int64_t offset) { return static_cast<char*>(const_cast<void*>(data)) + offset; }
 
+/// MPI's counts and positions of the ranks' blocks.
+struct Blocks {
+  std::vector<int> counts, begins;
+};
+
 class MpiPending : public Pending {
  public:
-  MpiPending(std::vector<MPI_Request> requests, Tensor owner, std::string axis)
-      : requests_(std::move(requests)), owner_(std::move(owner)), axis_(std::move(axis)) {}
+  /// `blocks` are those that a request still reads.
+  MpiPending(std::vector<MPI_Request> requests, std::vector<Tensor> owners, std::string axis, Blocks blocks = {})
+      : requests_(std::move(requests)), owners_(std::move(owners)), axis_(std::move(axis)), blocks_(std::move(blocks)) {}
   void wait() override {
     check(MPI_Waitall(static_cast<int>(requests_.size()), requests_.data(), MPI_STATUSES_IGNORE), "MPI_Waitall", axis_);
   }
@@ -62,8 +68,9 @@ class MpiPending : public Pending {
 
  private:
   std::vector<MPI_Request> requests_;
-  Tensor owner_;
+  std::vector<Tensor> owners_;
   std::string axis_;
+  Blocks blocks_;
 };
 
 int rank_in(MPI_Comm comm) {
@@ -117,13 +124,37 @@ class MpiBackend : public Backend {
                            operation(op), async_comm_, &requests.back()),
             "MPI_Iallreduce", axis());
     });
-    return std::make_unique<MpiPending>(std::move(requests), owner, axis());
+    return std::make_unique<MpiPending>(std::move(requests), std::vector<Tensor>{owner}, axis());
+  }
+
+  std::unique_ptr<Pending> all_gather_async(const void* in, void* out, std::span<const std::int64_t> bytes, std::vector<Tensor> owners) override {
+    std::vector<MPI_Request> requests;
+    if (std::accumulate(bytes.begin(), bytes.end(), std::int64_t{0}) <= max_message_elements()) {
+      Blocks blocks = blocks_of(bytes);
+      requests.push_back(MPI_REQUEST_NULL);
+      check(MPI_Iallgatherv(in, blocks.counts[static_cast<std::size_t>(rank())], MPI_BYTE, out, blocks.counts.data(), blocks.begins.data(), MPI_BYTE, async_comm_,
+                            &requests.back()),
+            "MPI_Iallgatherv", axis());
+      return std::make_unique<MpiPending>(std::move(requests), std::move(owners), axis(), std::move(blocks));
+    }
+    // As in all_gather.
+    std::int64_t block_begin = 0;
+    for (int root = 0; root < size(); ++root) {
+      const std::int64_t block = bytes[static_cast<std::size_t>(root)];
+      if (root == rank() && block > 0) std::memcpy(at_byte(out, block_begin), in, static_cast<std::size_t>(block));
+      in_messages(block, [&](std::int64_t begin, int count) {
+        requests.push_back(MPI_REQUEST_NULL);
+        check(MPI_Ibcast(at_byte(out, block_begin + begin), count, MPI_BYTE, root, async_comm_, &requests.back()), "MPI_Ibcast", axis());
+      });
+      block_begin += block;
+    }
+    return std::make_unique<MpiPending>(std::move(requests), std::move(owners), axis());
   }
 
   void all_gather(const void* in, void* out, std::span<const std::int64_t> bytes) override {
     const std::int64_t total = std::accumulate(bytes.begin(), bytes.end(), std::int64_t{0});
     if (total <= max_message_elements()) {
-      const auto [counts, begins] = counts_of(bytes);
+      const auto [counts, begins] = blocks_of(bytes);
       check(MPI_Allgatherv(in, counts[static_cast<std::size_t>(rank())], MPI_BYTE, out, counts.data(), begins.data(),
                            MPI_BYTE, comm_),
             "MPI_Allgatherv", axis());
@@ -141,7 +172,7 @@ class MpiBackend : public Backend {
 
   void reduce_scatter(const Elements& in, void* out, std::span<const std::int64_t> counts) override {
     if (in.count <= max_message_elements()) {
-      check(MPI_Reduce_scatter(in.data, out, counts_of(counts).first.data(), datatype(in.type), MPI_SUM, comm_),
+      check(MPI_Reduce_scatter(in.data, out, blocks_of(counts).counts.data(), datatype(in.type), MPI_SUM, comm_),
             "MPI_Reduce_scatter", axis());
       return;
     }
@@ -206,12 +237,12 @@ class MpiBackend : public Backend {
     });
   }
 
-  /// MPI's counts and positions; the caller has made sure that they fit.
-  static std::pair<std::vector<int>, std::vector<int>> counts_of(std::span<const std::int64_t> sizes) {
-    std::vector<int> counts(sizes.size()), begins(sizes.size());
-    std::transform(sizes.begin(), sizes.end(), counts.begin(), [](std::int64_t n) { return static_cast<int>(n); });
-    std::exclusive_scan(counts.begin(), counts.end(), begins.begin(), 0);
-    return {counts, begins};
+  /// The caller has made sure that they fit.
+  static Blocks blocks_of(std::span<const std::int64_t> sizes) {
+    Blocks blocks{std::vector<int>(sizes.size()), std::vector<int>(sizes.size())};
+    std::transform(sizes.begin(), sizes.end(), blocks.counts.begin(), [](std::int64_t n) { return static_cast<int>(n); });
+    std::exclusive_scan(blocks.counts.begin(), blocks.counts.end(), blocks.begins.begin(), 0);
+    return blocks;
   }
 
   MPI_Comm comm_;

@@ -26,8 +26,16 @@ struct Run {
   std::vector<char> returned;  ///< by world rank
 };
 
-struct AsyncReduce {
-  std::vector<Elements> parts;  ///< by rank; filled as ranks issue it
+/// A started collective.
+struct Started {
+  struct Part {
+    const char* op = nullptr;  ///< null: this rank has not issued it
+    ElementType type = ElementType::kFloat32;
+    const void* in = nullptr;
+    void* out = nullptr;
+    std::vector<std::int64_t> sizes;  ///< of a reduction: its elements; of a gather: the bytes of each rank's block
+  };
+  std::vector<Part> parts;  ///< by rank; filled as ranks issue it
   int issued = 0;
   bool done = false;
 };
@@ -52,7 +60,7 @@ struct Group {
   std::vector<int> world_ranks;
   std::vector<std::uint64_t> arrived;  ///< meetings that each rank has come to
   std::vector<Slot> slots;
-  std::map<std::uint64_t, std::shared_ptr<AsyncReduce>> async;
+  std::map<std::uint64_t, std::shared_ptr<Started>> async;
   std::vector<std::uint64_t> issued_async;
   std::vector<std::shared_ptr<Group>> split_into;
 };
@@ -100,18 +108,19 @@ std::int64_t sum_before(std::span<const std::int64_t> sizes, std::size_t rank) {
 
 class ThreadPending : public Pending {
  public:
-  ThreadPending(std::shared_ptr<Group> group, std::shared_ptr<AsyncReduce> reduce, Tensor owner, std::string axis)
-      : group_(std::move(group)), reduce_(std::move(reduce)), owner_(std::move(owner)), axis_(std::move(axis)) {}
+  ThreadPending(std::shared_ptr<Group> group, std::shared_ptr<Started> started, const char* op, std::vector<Tensor> owners, std::string axis)
+      : group_(std::move(group)), started_(std::move(started)), op_(op), owners_(std::move(owners)), axis_(std::move(axis)) {}
   void wait() override;
   bool test() override {
     const std::lock_guard lock(group_->run->mutex);
-    return reduce_->done;
+    return started_->done;
   }
 
  private:
   std::shared_ptr<Group> group_;
-  std::shared_ptr<AsyncReduce> reduce_;
-  Tensor owner_;
+  std::shared_ptr<Started> started_;
+  const char* op_;
+  std::vector<Tensor> owners_;
   std::string axis_;
 };
 
@@ -137,8 +146,8 @@ void wait_for(std::unique_lock<std::mutex>& lock, const Group& group, const std:
 void ThreadPending::wait() {
   std::unique_lock lock(group_->run->mutex);
   wait_for(
-      lock, *group_, fmt::format("all_reduce_async on axis '{}'", axis_), [&] { return reduce_->done; },
-      [&](std::size_t rank) { return reduce_->parts[rank].data == nullptr; });
+      lock, *group_, fmt::format("{} on axis '{}'", op_, axis_), [&] { return started_->done; },
+      [&](std::size_t rank) { return started_->parts[rank].op == nullptr; });
 }
 
 class ThreadBackend : public Backend {
@@ -184,23 +193,12 @@ class ThreadBackend : public Backend {
   }
 
   std::unique_ptr<Pending> all_reduce_async(const Elements& x, ReduceOp op, const Tensor& owner) override {
-    std::unique_lock lock(group_->run->mutex);
-    auto& entry = group_->async[++group_->issued_async[me_]];
-    if (!entry) {
-      entry = std::make_shared<AsyncReduce>();
-      entry->parts.resize(group_->world_ranks.size());
-    }
-    const auto reduce = entry;
-    reduce->parts[me_] = x;
-    if (++reduce->issued == size()) {
-      group_->async.erase(group_->issued_async[me_]);
-      lock.unlock();
-      finish(*reduce, op);
-      lock.lock();
-      reduce->done = true;
-      group_->run->changed.notify_all();
-    }
-    return std::make_unique<ThreadPending>(group_, reduce, owner, axis());
+    return issue({.op = "all_reduce_async", .type = x.type, .in = x.data, .out = x.data, .sizes = {x.count}}, {owner},
+                 [op](const Started& started) { finish_reduce(started, op); });
+  }
+
+  std::unique_ptr<Pending> all_gather_async(const void* in, void* out, std::span<const std::int64_t> bytes, std::vector<Tensor> owners) override {
+    return issue({.op = "all_gather_async", .in = in, .out = out, .sizes = {bytes.begin(), bytes.end()}}, std::move(owners), finish_gather);
   }
 
   void all_gather(const void* in, void* out, std::span<const std::int64_t> bytes) override {
@@ -274,19 +272,51 @@ class ThreadBackend : public Backend {
     return result;
   }
 
-  /// The last rank to issue does the work of all.
-  static void finish(const AsyncReduce& reduce, ReduceOp op) {
-    std::vector<const void*> parts;
-    for (const auto& part : reduce.parts) {
-      UQA_CHECK(part.count == reduce.parts[0].count && part.type == reduce.parts[0].type, ErrorCode::kComm,
-                "all_reduce_async: ranks gave {} and {} elements; shapes must be equal", reduce.parts[0].count,
-                part.count);
-      parts.push_back(part.data);
+  /// Issues this rank's next started collective. The last rank to do so does the work of all.
+  template <typename Finish>
+  std::unique_ptr<Pending> issue(Started::Part part, std::vector<Tensor> owners, Finish finish) {
+    const char* const op = part.op;
+    std::unique_lock lock(group_->run->mutex);
+    auto& entry = group_->async[++group_->issued_async[me_]];
+    if (!entry) {
+      entry = std::make_shared<Started>();
+      entry->parts.resize(group_->world_ranks.size());
     }
-    const Elements& first = reduce.parts[0];
-    reduce_range(parts, first.type, first.data, 0, first.count, 0, op);
-    for (std::size_t rank = 1; rank < parts.size(); ++rank) {
-      copy_bytes(reduce.parts[rank].data, 0, first.data, 0, first.count * element_bytes(first.type));
+    const auto started = entry;
+    started->parts[me_] = std::move(part);
+    if (++started->issued == size()) {
+      group_->async.erase(group_->issued_async[me_]);
+      lock.unlock();
+      check_alike(*started);
+      finish(*started);
+      lock.lock();
+      started->done = true;
+      group_->run->changed.notify_all();
+    }
+    return std::make_unique<ThreadPending>(group_, started, op, std::move(owners), axis());
+  }
+
+  void check_alike(const Started& started) const {
+    const auto& first = started.parts[0];
+    for (const auto& part : started.parts) {
+      UQA_CHECK(std::strcmp(part.op, first.op) == 0 && part.type == first.type && part.sizes == first.sizes, ErrorCode::kComm,
+                "axis '{}': ranks have started {} of [{}] and {} of [{}]; started collectives must match", axis(), first.op, fmt::join(first.sizes, ", "), part.op,
+                fmt::join(part.sizes, ", "));
+    }
+  }
+
+  static void finish_reduce(const Started& started, ReduceOp op) {
+    std::vector<const void*> parts;
+    for (const auto& part : started.parts) parts.push_back(part.in);
+    const auto& first = started.parts[0];
+    const std::int64_t count = first.sizes[0];
+    reduce_range(parts, first.type, first.out, 0, count, 0, op);
+    for (std::size_t rank = 1; rank < parts.size(); ++rank) copy_bytes(started.parts[rank].out, 0, first.out, 0, count * element_bytes(first.type));
+  }
+
+  static void finish_gather(const Started& started) {
+    for (const auto& to : started.parts) {
+      for (std::size_t rank = 0; rank < started.parts.size(); ++rank) copy_bytes(to.out, sum_before(to.sizes, rank), started.parts[rank].in, 0, to.sizes[rank]);
     }
   }
 

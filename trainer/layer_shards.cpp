@@ -1,6 +1,8 @@
 #include "trainer/layer_shards.h"
 
 #include <c10/core/CPUAllocator.h>
+#include <torch/csrc/autograd/function_hook.h>
+#include <torch/csrc/autograd/variable.h>
 
 #include <functional>
 #include <map>
@@ -33,6 +35,17 @@ void take_memory(const Tensor& tensor) {
   storage.release_data_and_set_meta_custom_data_ptr_error_msg_("a parameter was read that parallel.shard=full keeps in parts while its layer does not run");
 }
 
+/// Memory for the values, and tensors to write them through: such a write is no change of the parameter, so what a graph saved of it is valid again, with the
+/// same values.
+std::vector<Tensor> writable(const std::vector<Tensor>& wholes) {
+  std::vector<Tensor> targets;
+  for (const auto& whole : wholes) {
+    give_memory(whole);
+    targets.push_back(whole.variable_data());
+  }
+  return targets;
+}
+
 struct Callback : torch::CustomClassHolder {
   explicit Callback(std::function<void()> function) : call(std::move(function)) {}
   std::function<void()> call;
@@ -55,6 +68,33 @@ struct LayerShards::BeforeBackward : torch::autograd::Function<BeforeBackward> {
     return out;
   }
 };
+
+/// At a parameter whose gradient is there. The parameter owns it.
+class LayerShards::Helper : public torch::autograd::PostAccumulateGradHook {
+ public:
+  explicit Helper(LayerShards* shards) : shards_(shards) {}
+  void operator()(const torch::autograd::Variable&) override { shards_->help(); }
+
+ private:
+  LayerShards* shards_;
+};
+
+/// start 1; for 1 .. L: wait, start the next; then for L .. 1: wait (not L, which is still there), start the one before, and, once the gradients are there,
+/// reduce-scatter.
+std::vector<LayerShards::Event> LayerShards::schedule(std::size_t num_units) {
+  std::vector<Event> events;
+  if (num_units > 0) events.push_back({Action::kStart, 0});
+  for (std::size_t unit = 0; unit < num_units; ++unit) {
+    events.push_back({Action::kForward, unit});
+    if (unit + 1 < num_units) events.push_back({Action::kStart, unit + 1});
+  }
+  for (std::size_t unit = num_units; unit-- > 0;) {
+    events.push_back({Action::kBackward, unit});
+    if (unit > 0) events.push_back({Action::kStart, unit - 1});
+    events.push_back({Action::kReduce, unit});
+  }
+  return events;
+}
 
 LayerShards::LayerShards(const std::vector<NamedParameter>& parameters, const std::vector<models::Layered*>& models, const comm::Communicator& dp)
     : dp_(dp), models_(models) {
@@ -90,12 +130,11 @@ LayerShards::LayerShards(const std::vector<NamedParameter>& parameters, const st
     unit_of_layer_.push_back(layer.wholes.empty() ? -1 : static_cast<std::int64_t>(units_.size()));
     if (!layer.wholes.empty()) units_.push_back(std::move(layer));
   }
-  for (std::size_t unit = 0; unit < units_.size(); ++unit) events_.push_back({Action::kForward, unit});
-  for (std::size_t unit = units_.size(); unit-- > 0;) {
-    events_.push_back({Action::kBackward, unit});
-    events_.push_back({Action::kReduce, unit});
-  }
+  events_ = schedule(units_.size());
   release();
+  for (const auto& unit : units_) {
+    for (const auto& whole : unit.wholes) torch::autograd::impl::set_post_acc_grad_hooks(whole, std::make_unique<Helper>(this));
+  }
   std::int64_t first = 0;
   for (auto* model : models_) {
     model->watch_layers(this, first);
@@ -105,18 +144,37 @@ LayerShards::LayerShards(const std::vector<NamedParameter>& parameters, const st
 
 LayerShards::~LayerShards() {
   for (auto* model : models_) model->watch_layers(nullptr, 0);
+  for (const auto& unit : units_) {
+    for (const auto& whole : unit.wholes) torch::autograd::impl::set_post_acc_grad_hooks(whole, nullptr);
+  }
 }
 
 void LayerShards::gather(Unit& unit) {
   if (unit.resident || unit.wholes.empty()) return;
   const auto begin = Clock::now();
-  std::vector<Tensor> targets;
-  for (const auto& whole : unit.wholes) {
-    give_memory(whole);
-    targets.push_back(whole.variable_data());  // a write to it is no change of the tensor: what a graph saved is valid again, with the same values
-  }
-  models::DpExchange(unit.items, dp_).gather(unit.parts, targets);
+  models::DpExchange(unit.items, dp_).gather(unit.parts, writable(unit.wholes));
   unit.resident = true;
+  seconds_ += seconds_since(begin);
+}
+
+void LayerShards::start(Unit& unit) {
+  const auto begin = Clock::now();
+  ahead_ = models::DpExchange(unit.items, dp_).start_gather(unit.parts);
+  seconds_ += seconds_since(begin);
+}
+
+void LayerShards::arrive(Unit& unit) {
+  const auto begin = Clock::now();
+  auto gathering = std::exchange(ahead_, std::nullopt);
+  models::DpExchange(unit.items, dp_).finish_gather(std::move(gathering).value(), writable(unit.wholes));
+  unit.resident = true;
+  seconds_ += seconds_since(begin);
+}
+
+void LayerShards::help() {
+  if (!ahead_) return;
+  const auto begin = Clock::now();
+  static_cast<void>(ahead_->work.test());
   seconds_ += seconds_since(begin);
 }
 
@@ -143,13 +201,16 @@ void LayerShards::reduce(Unit& unit) {
 void LayerShards::run(const Event& event) {
   auto& unit = units_[event.unit];
   switch (event.action) {
+    case Action::kStart: return start(unit);
     case Action::kForward:
       if (event.unit > 0) give_up(units_[event.unit - 1]);  // where this rank did not run it
-      return gather(unit);
-    case Action::kBackward: return gather(unit);
+      return arrive(unit);
+    case Action::kBackward:
+      if (!unit.resident) arrive(unit);
+      return;
     case Action::kReduce:
-      reduce(unit);
-      return give_up(unit);
+      give_up(unit);  // first: the values of the next one and the gradients' message need the memory
+      return reduce(unit);
   }
 }
 
@@ -158,17 +219,29 @@ void LayerShards::run_until(Action action, std::size_t unit) {
   while (last < events_.size() && !(events_[last].action == action && events_[last].unit == unit)) ++last;
   UQA_CHECK(last < events_.size(), ErrorCode::kInternal, "a layer runs a second time in one micro-step, or before one that it comes after, which parallel.shard=full cannot serve");
   while (next_ <= last) run(events_[next_++]);
+  run_start();
+}
+
+void LayerShards::run_start() {
+  if (next_ < events_.size() && events_[next_].action == Action::kStart) run(events_[next_++]);
+}
+
+void LayerShards::check_between_micro_steps(const char* what) const {
+  UQA_CHECK(!in_micro_step_, ErrorCode::kInternal, "{} inside a micro-step, whose collectives are not all through; call end_micro_step() first", what);
 }
 
 void LayerShards::begin_step() {
+  check_between_micro_steps("begin_step()");
   const at::NoGradGuard no_grad;
   for (const auto& part : parts_) part.tensor.grad().zero_();
   gather(outside_);
 }
 
 void LayerShards::begin_micro_step() {
+  check_between_micro_steps("begin_micro_step()");
   in_micro_step_ = true;
   next_ = 0;
+  run_start();
 }
 
 void LayerShards::end_micro_step() {
@@ -185,6 +258,7 @@ void LayerShards::finish(double scale) {
 }
 
 void LayerShards::make_whole() {
+  check_between_micro_steps("make_whole()");
   gather(outside_);
   for (auto& unit : units_) gather(unit);
 }
@@ -204,6 +278,7 @@ void LayerShards::enter(std::int64_t layer) {
 std::vector<Tensor> LayerShards::leave(std::int64_t layer, std::vector<Tensor> outputs) {
   const auto unit = unit_of_layer_[static_cast<std::size_t>(layer)];
   if (!in_micro_step_ || unit < 0) return outputs;
+  help();
   const auto index = static_cast<std::size_t>(unit);
   if (index + 1 < units_.size()) give_up(units_[index]);  // the last one's backward follows at once
   std::vector<Tensor> tracked;

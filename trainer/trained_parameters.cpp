@@ -99,6 +99,11 @@ void TrainedParameters::begin_step() {
   if (shards_) shards_->begin_step();
 }
 
+void TrainedParameters::arm() {
+  // Not beside shards_: a rank without a backward pass would send its buckets after the layers, the others among them, and both are started collectives of dp.
+  if (!shards_) reducer_.arm();
+}
+
 void TrainedParameters::begin_micro_step() {
   if (shards_) shards_->begin_micro_step();
 }

@@ -41,7 +41,7 @@ class TrainedParameters {
 
   /// GradReducer's begin_step(), arm(), finish() and global_norm(); collective in all of them with Shard::kFull.
   void begin_step();
-  void arm() { reducer_.arm(); }
+  void arm();
   void begin_micro_step();
   void end_micro_step();
   [[nodiscard]] double finish(double scale);

@@ -45,17 +45,18 @@ std::size_t as_size(std::int64_t n) { return static_cast<std::size_t>(n); }
 
 class NcclGroup::NcclPending : public detail::Pending {
  public:
-  NcclPending(const NcclGroup& group, std::shared_ptr<const Event> done, Tensor owner) : group_(group), done_(std::move(done)), owner_(std::move(owner)) {}
+  NcclPending(const NcclGroup& group, std::shared_ptr<const Event> done, std::vector<Tensor> owners)
+      : group_(group), done_(std::move(done)), owners_(std::move(owners)) {}
   void wait() override {
     group_.join(*done_);
-    owner_ = Tensor();  // its memory is reused on the current stream only, which comes after the collective now
+    owners_.clear();  // their memory is reused on the current stream only, which comes after the collective now
   }
   bool test() override { return done_->reached(); }
 
  private:
   const NcclGroup& group_;
   std::shared_ptr<const Event> done_;
-  Tensor owner_;
+  std::vector<Tensor> owners_;
 };
 
 NcclGroup::NcclGroup(detail::Backend& host, const ncclUniqueId& id, int device)
@@ -123,17 +124,18 @@ void NcclGroup::grouped(Calls calls) {
   UQA_NCCL(ncclGroupEnd(), comm_, axis());
 }
 
-void NcclGroup::all_reduce(const Elements& x, ReduceOp op) {
-  join(*enqueue([&] { UQA_NCCL(ncclAllReduce(x.data, x.data, as_size(x.count), datatype(x.type), operation(op), comm_, stream_), comm_, axis()); }));
+std::shared_ptr<const Event> NcclGroup::enqueue_all_reduce(const Elements& x, ReduceOp op) {
+  return enqueue([&] { UQA_NCCL(ncclAllReduce(x.data, x.data, as_size(x.count), datatype(x.type), operation(op), comm_, stream_), comm_, axis()); });
 }
+
+void NcclGroup::all_reduce(const Elements& x, ReduceOp op) { join(*enqueue_all_reduce(x, op)); }
 
 std::unique_ptr<detail::Pending> NcclGroup::all_reduce_async(const Elements& x, ReduceOp op, const Tensor& owner) {
-  auto done = enqueue([&] { UQA_NCCL(ncclAllReduce(x.data, x.data, as_size(x.count), datatype(x.type), operation(op), comm_, stream_), comm_, axis()); });
-  return std::make_unique<NcclPending>(*this, std::move(done), owner);
+  return std::make_unique<NcclPending>(*this, enqueue_all_reduce(x, op), std::vector<Tensor>{owner});
 }
 
-void NcclGroup::all_gather(const void* in, void* out, std::span<const std::int64_t> bytes) {
-  join(*enqueue([&] {
+std::shared_ptr<const Event> NcclGroup::enqueue_all_gather(const void* in, void* out, std::span<const std::int64_t> bytes) {
+  return enqueue([&] {
     if (all_equal(bytes)) {
       UQA_NCCL(ncclAllGather(in, out, as_size(bytes.front()), ncclUint8, comm_, stream_), comm_, axis());
       return;
@@ -148,7 +150,13 @@ void NcclGroup::all_gather(const void* in, void* out, std::span<const std::int64
                  axis());
       }
     });
-  }));
+  });
+}
+
+void NcclGroup::all_gather(const void* in, void* out, std::span<const std::int64_t> bytes) { join(*enqueue_all_gather(in, out, bytes)); }
+
+std::unique_ptr<detail::Pending> NcclGroup::all_gather_async(const void* in, void* out, std::span<const std::int64_t> bytes, std::vector<Tensor> owners) {
+  return std::make_unique<NcclPending>(*this, enqueue_all_gather(in, out, bytes), std::move(owners));
 }
 
 void NcclGroup::reduce_scatter(const Elements& in, void* out, std::span<const std::int64_t> counts) {

@@ -10,6 +10,7 @@
 #include <mutex>
 #include <span>
 #include <string>
+#include <vector>
 
 #include "comm/backend.h"
 #include "comm/nccl/calls.h"
@@ -31,6 +32,7 @@ class NcclGroup final : public detail::Backend, public Polled {
   [[nodiscard]] std::shared_ptr<detail::Backend> split(int color, int key, const std::string& axis) override;
   void all_reduce(const detail::Elements& x, ReduceOp op) override;
   [[nodiscard]] std::unique_ptr<detail::Pending> all_reduce_async(const detail::Elements& x, ReduceOp op, const Tensor& owner) override;
+  [[nodiscard]] std::unique_ptr<detail::Pending> all_gather_async(const void* in, void* out, std::span<const std::int64_t> bytes, std::vector<Tensor> owners) override;
   void all_gather(const void* in, void* out, std::span<const std::int64_t> bytes) override;
   void reduce_scatter(const detail::Elements& in, void* out, std::span<const std::int64_t> counts) override;
   void broadcast(void* data, std::int64_t bytes, int root) override;
@@ -56,6 +58,8 @@ class NcclGroup final : public detail::Backend, public Polled {
   /// Calls inside one ncclGroupStart and ncclGroupEnd.
   template <typename Calls>
   void grouped(Calls calls);
+  std::shared_ptr<const Event> enqueue_all_reduce(const detail::Elements& x, ReduceOp op);
+  std::shared_ptr<const Event> enqueue_all_gather(const void* in, void* out, std::span<const std::int64_t> bytes);
   [[nodiscard]] cudaStream_t current_stream() const;
   /// What the current stream gets from here on waits for `done`.
   void join(const Event& done) const;

@@ -38,19 +38,47 @@ std::int64_t DpExchange::num_elements() const {
   return elements;
 }
 
-void DpExchange::gather(const std::vector<Tensor>& parts, const std::vector<Tensor>& wholes) const {
-  UQA_CHECK(parts.size() == items_.size() && wholes.size() == items_.size(), ErrorCode::kInternal, "{} parts and {} tensors, must be {}", parts.size(), wholes.size(),
-            items_.size());
+std::vector<std::int64_t> DpExchange::counts() const {
+  std::vector<std::int64_t> counts(static_cast<std::size_t>(dp_.size()), 0);
+  for (int rank = 0; rank < dp_.size(); ++rank) {
+    for (const auto& item : items_) {
+      auto shape = item.shape;
+      shape[static_cast<std::size_t>(item.dim)] = range_of(item, rank).length;
+      counts[static_cast<std::size_t>(rank)] += c10::multiply_integers(shape);
+    }
+  }
+  return counts;
+}
+
+Tensor DpExchange::joined(const std::vector<Tensor>& parts) const {
+  UQA_CHECK(parts.size() == items_.size(), ErrorCode::kInternal, "{} parts, must be {}", parts.size(), items_.size());
   const at::NoGradGuard no_grad;
-  std::vector<Tensor> mine;
-  for (const auto& part : parts) mine.push_back(part.detach().reshape({-1}));
-  const auto all = comm::all_gather(mine.size() == 1 ? mine.front() : at::cat(mine), dp_);
+  std::vector<Tensor> flat;
+  for (const auto& part : parts) flat.push_back(part.detach().reshape({-1}));
+  return flat.size() == 1 ? flat.front() : at::cat(flat);
+}
+
+void DpExchange::gather(const std::vector<Tensor>& parts, const std::vector<Tensor>& wholes) const { spread(comm::all_gather(joined(parts), dp_), wholes); }
+
+DpExchange::Gathering DpExchange::start_gather(const std::vector<Tensor>& parts) const {
+  auto [all_n, work] = comm::all_gather_async(joined(parts), counts(), dp_);
+  return {.all_n = std::move(all_n), .work = std::move(work)};
+}
+
+void DpExchange::finish_gather(Gathering gathering, const std::vector<Tensor>& wholes) const {
+  gathering.work.wait();
+  spread(gathering.all_n, wholes);
+}
+
+void DpExchange::spread(const Tensor& all_n, const std::vector<Tensor>& wholes) const {
+  UQA_CHECK(wholes.size() == items_.size(), ErrorCode::kInternal, "{} tensors, must be {}", wholes.size(), items_.size());
+  const at::NoGradGuard no_grad;
   std::int64_t from = 0;
   for (int rank = 0; rank < dp_.size(); ++rank) {
     for (std::size_t i = 0; i < items_.size(); ++i) {
       const auto range = range_of(items_[i], rank);
       const auto target = wholes[i].detach().narrow(items_[i].dim, range.begin, range.length);
-      target.copy_(all.narrow(0, from, target.numel()).view(target.sizes()));
+      target.copy_(all_n.narrow(0, from, target.numel()).view(target.sizes()));
       from += target.numel();
     }
   }
@@ -60,10 +88,8 @@ std::vector<Tensor> DpExchange::reduce_scatter(const std::vector<Tensor>& wholes
   UQA_CHECK(wholes.size() == items_.size(), ErrorCode::kInternal, "{} tensors, must be {}", wholes.size(), items_.size());
   const at::NoGradGuard no_grad;
   auto flat = at::zeros({num_elements()}, at::TensorOptions(at::kFloat).device(items_.empty() ? at::Device(at::kCPU) : items_.front().device));
-  std::vector<std::int64_t> counts(static_cast<std::size_t>(dp_.size()), 0);
   std::int64_t to = 0;
   for (int rank = 0; rank < dp_.size(); ++rank) {
-    const std::int64_t begin = to;
     for (std::size_t i = 0; i < items_.size(); ++i) {
       const auto range = range_of(items_[i], rank);
       auto shape = items_[i].shape;
@@ -72,9 +98,8 @@ std::vector<Tensor> DpExchange::reduce_scatter(const std::vector<Tensor>& wholes
       if (wholes[i].defined()) flat.narrow(0, to, numel).view(shape).copy_(wholes[i].detach().narrow(items_[i].dim, range.begin, range.length));
       to += numel;
     }
-    counts[static_cast<std::size_t>(rank)] = to - begin;
   }
-  const auto sums = comm::reduce_scatter(flat, counts, dp_);
+  const auto sums = comm::reduce_scatter(flat, counts(), dp_);
   std::vector<Tensor> parts;
   std::int64_t from = 0;
   for (const auto& item : items_) {

@@ -40,6 +40,15 @@ class DpExchange {
   DpExchange(std::vector<DpItem> items, comm::Communicator dp);
   /// The parts of all ranks into `wholes`, in place. A part may be a view of its whole. Collective over dp.
   void gather(const std::vector<Tensor>& parts, const std::vector<Tensor>& wholes) const;
+  /// A gather on its way: `all_n` [num_elements()] holds the parts of all ranks, rank after rank, once `work` has been waited for.
+  struct Gathering {
+    Tensor all_n;
+    comm::Work work;
+  };
+  /// gather() in two steps. The parts must not change in between. Collective over dp.
+  [[nodiscard]] Gathering start_gather(const std::vector<Tensor>& parts) const;
+  /// Waits and fills `wholes`. Each start once, in the order of the starts.
+  void finish_gather(Gathering gathering, const std::vector<Tensor>& wholes) const;
   /// This rank's parts of the sums over ranks; contiguous. An undefined tensor counts as zeros. Collective over dp.
   [[nodiscard]] std::vector<Tensor> reduce_scatter(const std::vector<Tensor>& wholes) const;
   /// Of all tensors together.
@@ -47,6 +56,11 @@ class DpExchange {
 
  private:
   [[nodiscard]] SliceRange range_of(const DpItem& item, int rank) const;
+  /// Elements that each rank's parts have together.
+  [[nodiscard]] std::vector<std::int64_t> counts() const;
+  /// One message of some parts.
+  [[nodiscard]] Tensor joined(const std::vector<Tensor>& parts) const;
+  void spread(const Tensor& all_n, const std::vector<Tensor>& wholes) const;
   std::vector<DpItem> items_;
   comm::Communicator dp_;
 };

@@ -4,21 +4,14 @@
 
 #include <numeric>
 
+#include "tests/dist/case_values.h"
+
 namespace uqa::testing {
 
 namespace {
 
-using at::Tensor;
 using comm::Communicator;
 using comm::ReduceOp;
-
-constexpr at::ScalarType kDtypes[] = {at::kFloat, at::kBFloat16, at::kLong};
-constexpr std::int64_t kSizes[] = {0, 1, 7, 1000, 70'001};
-
-/// a[i] = i % 13 - 6, exact in every dtype.
-Tensor pattern(std::int64_t size, at::ScalarType dtype) {
-  return (at::arange(size, at::kLong).remainder(13) - 6).to(dtype);
-}
 
 Tensor expected_reduction(const Tensor& a, ReduceOp op, int n) {
   // Rank r holds (r + 1) * a.
@@ -41,24 +34,6 @@ void for_each_form(Body body) {
       body(pattern(size, dtype));
     }
   }
-}
-
-void expect_equal(const Tensor& got, const Tensor& want) {
-  EXPECT_EQ(got.sizes(), want.sizes());
-  EXPECT_EQ(got.scalar_type(), want.scalar_type());
-  EXPECT_TRUE(got.sizes() == want.sizes() && got.scalar_type() == want.scalar_type() && at::equal(got, want));
-}
-
-/// The agreed error of `body`, which must be thrown on every rank.
-template <typename Body>
-std::pair<ErrorCode, std::string> agreed_error(Body body) {
-  try {
-    body();
-  } catch (const comm::AgreedError& error) {
-    return {error.code(), error.what()};
-  }
-  ADD_FAILURE() << "no AgreedError was thrown";
-  return {ErrorCode::kInternal, ""};
 }
 
 void all_reduce_in_three_forms(const Communicator& comm) {
@@ -228,140 +203,12 @@ void other_dtypes_are_refused(const Communicator& comm) {
   EXPECT_THROW(static_cast<void>(comm::all_gather(at::scalar_tensor(1.0f), comm)), Error);
 }
 
-void works_complete_in_any_order(const Communicator& comm) {
-  const int n = comm.size(), sum = n * (n + 1) / 2;
-  std::vector<Tensor> tensors;
-  std::vector<comm::Work> works;
-  for (int i = 0; i < 5; ++i) tensors.push_back(at::full({100 * (i + 1)}, (comm.rank() + 1.0) * (i + 1), at::kFloat));
-  for (auto& x : tensors) works.push_back(comm::all_reduce_async_(x, ReduceOp::kSum, comm));
-  // A blocking one between issue and wait does not mix with them.
-  EXPECT_EQ(comm::all_reduce(std::int64_t{comm.rank() + 1}, ReduceOp::kSum, comm), sum);
-  while (!works[4].test()) {
-  }
-  for (int i : {3, 0, 2, 1}) works[static_cast<std::size_t>(i)].wait();
-  for (int i = 0; i < 5; ++i) {
-    expect_equal(tensors[static_cast<std::size_t>(i)], at::full({100 * (i + 1)}, 1.0 * sum * (i + 1), at::kFloat));
-  }
-  Tensor dropped = at::full({10}, comm.rank() + 1.0, at::kBFloat16);
-  { const comm::Work work = comm::all_reduce_async_(dropped, ReduceOp::kSum, comm); }
-  expect_equal(dropped, at::full({10}, 1.0 * sum, at::kBFloat16));
-}
-
 void sums_are_the_same_bits_on_every_rank_and_call(const Communicator& comm) {
   const Tensor x = at::sin(at::arange(5000, at::kFloat) * (comm.rank() + 1));
   const Tensor first = comm::all_reduce(x, ReduceOp::kSum, comm);
   for (int repeat = 0; repeat < 3; ++repeat) expect_equal(comm::all_reduce(x, ReduceOp::kSum, comm), first);
   const Tensor all = comm::all_gather(first.unsqueeze(0), comm);
   for (int r = 0; r < comm.size(); ++r) expect_equal(all[r], first);
-}
-
-void integers(const Communicator& comm) {
-  EXPECT_EQ(comm::all_reduce(std::int64_t{comm.rank()}, ReduceOp::kMax, comm), comm.size() - 1);
-  EXPECT_EQ(comm::all_reduce((std::int64_t{1} << 53) + comm.rank(), ReduceOp::kMin, comm), std::int64_t{1} << 53);
-  comm::barrier(comm);
-}
-
-void split_makes_ordered_groups(const Communicator& comm) {
-  const int color = comm.rank() % 2;
-  const Communicator part = comm.split(color, -comm.rank(), "odd_even");
-  const int size = (comm.size() + 1 - color) / 2;
-  EXPECT_EQ(part.axis(), "odd_even");
-  EXPECT_EQ(part.size(), size);
-  EXPECT_EQ(part.rank(), size - 1 - comm.rank() / 2) << "ordered by key";
-  std::int64_t sum = 0;
-  for (int r = color; r < comm.size(); r += 2) sum += r;
-  EXPECT_EQ(comm::all_reduce(std::int64_t{comm.rank()}, ReduceOp::kSum, part), sum);
-  const Communicator alone = part.split(part.rank(), 0, "alone");
-  EXPECT_EQ(alone.size(), 1);
-  EXPECT_EQ(comm::all_reduce(std::int64_t{comm.rank()}, ReduceOp::kSum, alone), comm.rank());
-  EXPECT_EQ(comm.split(0, comm.rank(), "again").rank(), comm.rank());
-}
-
-void mesh_has_tp_innermost(const Communicator& comm) {
-  const int n = comm.size();
-  for (const int tp : {1, 2, n}) {
-    if (n % tp != 0) continue;
-    const comm::Mesh mesh(comm, 0, tp);
-    EXPECT_EQ(mesh.world().size(), n);
-    EXPECT_EQ(mesh.tp().size(), tp);
-    EXPECT_EQ(mesh.dp().size(), n / tp);
-    EXPECT_EQ(mesh.tp().rank(), comm.rank() % tp);
-    EXPECT_EQ(mesh.dp().rank(), comm.rank() / tp);
-    EXPECT_EQ(mesh.dp().axis(), "dp");
-    const comm::Mesh same(comm, n / tp, tp);
-    EXPECT_EQ(same.dp().rank(), mesh.dp().rank());
-  }
-  const auto [code, text] = agreed_error([&] { const comm::Mesh mesh(comm, n + 1, 3); });
-  EXPECT_EQ(code, ErrorCode::kConfig);
-  for (const auto& named :
-       {fmt::format("parallel.dp = {}", n + 1), std::string("parallel.tp = 3"), fmt::format("world size {}", n)}) {
-    EXPECT_NE(text.find(named), std::string::npos) << text;
-  }
-  EXPECT_EQ(agreed_error([&] { const comm::Mesh mesh(comm, 0, n + 1); }).first, ErrorCode::kConfig);
-  EXPECT_EQ(agreed_error([&] { const comm::Mesh mesh(comm, 1, 0); }).first, ErrorCode::kConfig);
-}
-
-void mesh_has_table_groups_of_consecutive_ranks(const Communicator& comm) {
-  const int n = comm.size();
-  for (const int tp : {1, 2}) {
-    if (n % tp != 0) continue;
-    EXPECT_EQ(comm::Mesh(comm, 0, tp).table().size(), n) << "the whole world by default";
-    for (int group = tp; group <= n; group += tp) {
-      if (n % group != 0) continue;
-      const comm::Mesh mesh(comm, 0, tp, group);
-      EXPECT_EQ(mesh.table().size(), group);
-      EXPECT_EQ(mesh.table().rank(), comm.rank() % group);
-      EXPECT_EQ(mesh.table_replica().size(), n / group);
-      EXPECT_EQ(mesh.table_replica().rank(), comm.rank() / group);
-      EXPECT_EQ(comm::all_reduce(std::int64_t{comm.rank()}, ReduceOp::kMin, mesh.table()), comm.rank() / group * group);
-      const auto before = mesh.bytes_sent();
-      (void)comm::all_gather(at::zeros({4}), mesh.table());
-      EXPECT_EQ(mesh.bytes_sent() - before, 16 * (group - 1)) << "bytes of every axis are counted";
-    }
-  }
-  const auto [code, text] = agreed_error([&] { const comm::Mesh mesh(comm, 0, 1, n + 1); });
-  EXPECT_EQ(code, ErrorCode::kConfig);
-  for (const auto& named : {fmt::format("parallel.table_group = {}", n + 1), fmt::format("world size {}", n), std::string("parallel.tp = 1")}) {
-    EXPECT_NE(text.find(named), std::string::npos) << text;
-  }
-  if (n % 2 == 0) {
-    EXPECT_EQ(agreed_error([&] { const comm::Mesh mesh(comm, 0, 2, 1); }).first, ErrorCode::kConfig) << "splits a tp group";
-  }
-  EXPECT_EQ(agreed_error([&] { const comm::Mesh mesh(comm, 0, 1, -1); }).first, ErrorCode::kConfig);
-}
-
-void errors_are_agreed(const Communicator& comm) {
-  const int last = comm.size() - 1;
-  const std::string prefix = comm.size() == 1 ? "" : fmt::format("rank {}: ", last);
-  comm::agree_or_throw(comm, true, ErrorCode::kData, "never seen");
-  const auto mine = agreed_error([&] {
-    comm::agree_or_throw(comm, comm.rank() != last, ErrorCode::kData, fmt::format("file of rank {}", comm.rank()));
-  });
-  EXPECT_EQ(mine.first, ErrorCode::kData);
-  EXPECT_EQ(mine.second, fmt::format("{}file of rank {}", prefix, last));
-  const auto all = agreed_error(
-      [&] { comm::agree_or_throw(comm, false, ErrorCode::kNumeric, fmt::format("loss on {}", comm.rank())); });
-  EXPECT_EQ(all.first, ErrorCode::kNumeric);
-  EXPECT_EQ(all.second, "loss on 0");
-
-  int runs = 0;
-  comm::run_agreed(comm, [&] { ++runs; });
-  EXPECT_EQ(runs, 1);
-  const auto ours = agreed_error(
-      [&] { comm::run_agreed(comm, [&] { UQA_CHECK(comm.rank() != last, ErrorCode::kConfig, "x = {}", 3); }); });
-  EXPECT_EQ(ours.first, ErrorCode::kConfig);
-  EXPECT_EQ(ours.second, prefix + "x = 3");
-  const auto foreign = agreed_error([&] {
-    comm::run_agreed(comm, [&] {
-      if (comm.rank() == last) throw std::runtime_error("first\nsecond");
-    });
-  });
-  EXPECT_EQ(foreign.first, ErrorCode::kInternal);
-  EXPECT_EQ(foreign.second, prefix + "first");
-  const auto nested = agreed_error([&] {
-    comm::run_agreed(comm, [&] { comm::agree_or_throw(comm, comm.rank() != last, ErrorCode::kData, "inner"); });
-  });
-  EXPECT_EQ(nested.second, prefix + "inner") << "named once";
 }
 
 void bytes_sent_follow_the_formulas(const Communicator& comm) {
@@ -391,8 +238,8 @@ void bytes_sent_follow_the_formulas(const Communicator& comm) {
 
 }  // namespace
 
-const std::vector<CollectiveCase>& collective_cases() {
-  static const std::vector<CollectiveCase> cases{
+std::vector<CollectiveCase> tensor_cases() {
+  return {
       {"AllReduceInThreeForms", all_reduce_in_three_forms},
       {"ResultIsNewStorageAndKeepsNoGraph", result_is_new_storage_and_keeps_no_graph},
       {"NonContiguousInputs", non_contiguous_inputs},
@@ -404,15 +251,17 @@ const std::vector<CollectiveCase>& collective_cases() {
       {"AllToAllOfUnevenRows", all_to_all_of_uneven_rows},
       {"ShapesThatDisagreeAreRefusedEverywhere", shapes_that_disagree_are_refused_everywhere},
       {"OtherDtypesAreRefused", other_dtypes_are_refused},
-      {"WorksCompleteInAnyOrder", works_complete_in_any_order},
       {"SumsAreTheSameBitsOnEveryRankAndCall", sums_are_the_same_bits_on_every_rank_and_call},
-      {"Integers", integers},
-      {"SplitMakesOrderedGroups", split_makes_ordered_groups},
-      {"MeshHasTpInnermost", mesh_has_tp_innermost},
-      {"MeshHasTableGroupsOfConsecutiveRanks", mesh_has_table_groups_of_consecutive_ranks},
-      {"ErrorsAreAgreed", errors_are_agreed},
       {"BytesSentFollowTheFormulas", bytes_sent_follow_the_formulas},
   };
+}
+
+const std::vector<CollectiveCase>& collective_cases() {
+  static const std::vector<CollectiveCase> cases = [] {
+    auto all = tensor_cases();
+    for (const auto& more : {started_cases(), group_cases()}) all.insert(all.end(), more.begin(), more.end());
+    return all;
+  }();
   return cases;
 }
 

@@ -15,7 +15,12 @@ struct CollectiveCase {
   void (*run)(const comm::Communicator& comm);
 };
 
+/// All of them.
 [[nodiscard]] const std::vector<CollectiveCase>& collective_cases();
+/// Its parts by source: tensors that move at once, works that are waited for later, groups and agreement.
+[[nodiscard]] std::vector<CollectiveCase> tensor_cases();
+[[nodiscard]] std::vector<CollectiveCase> started_cases();
+[[nodiscard]] std::vector<CollectiveCase> group_cases();
 
 /// Shown for a failing parameter.
 inline void PrintTo(const CollectiveCase& c, std::ostream* out) { *out << c.name; }

@@ -25,13 +25,14 @@ void run(const std::string& mode, comm::Session& session) {
       comm::all_reduce_(x, comm::ReduceOp::kMax, world);
     }
   }
-  if (mode == "stop" || mode == "stop_async") {  // lives on but never calls again
+  if (mode == "stop" || mode == "stop_async" || mode == "stop_gather") {  // lives on but never calls again
     session.configure_watchdog({.timeout_s = 2, .heartbeat_dir = ""});
     comm::barrier(world);
     if (world.rank() == last) {
       for (;;) ::pause();
     }
     if (mode == "stop") comm::all_reduce_(x, comm::ReduceOp::kSum, world);
+    if (mode == "stop_gather") comm::all_gather_async(x, std::vector<std::int64_t>(static_cast<std::size_t>(world.size()), x.size(0)), world).second.wait();
     comm::all_reduce_async_(x, comm::ReduceOp::kSum, world).wait();
   }
   if (mode == "mesh") {

@@ -40,6 +40,14 @@ void check_all(const comm::Communicator& comm, const at::Device& device) {
       expect_equal(comm::all_gather(here, comm), comm::all_gather(host, comm), name("all_gather"));
       const auto uneven = (me * 5 + rows) % 4;  // also none
       expect_equal(comm::all_gather(here.narrow(0, 0, std::min(rows, uneven)), comm), comm::all_gather(host.narrow(0, 0, std::min(rows, uneven)), comm), name("uneven all_gather"));
+      std::vector<std::int64_t> uneven_rows;
+      for (int r = 0; r < n; ++r) uneven_rows.push_back(std::min<std::int64_t>(rows, (r * 5 + rows) % 4));
+      auto first = comm::all_gather_async(here, std::vector<std::int64_t>(static_cast<std::size_t>(n), rows), comm);
+      auto second = comm::all_gather_async(here.narrow(0, 0, uneven_rows[static_cast<std::size_t>(me)]), uneven_rows, comm);
+      first.second.wait();
+      second.second.wait();
+      expect_equal(first.first, comm::all_gather(host, comm), name("all_gather_async"));
+      expect_equal(second.first, comm::all_gather(host.narrow(0, 0, uneven_rows[static_cast<std::size_t>(me)]), comm), name("uneven all_gather_async"));
       std::vector<std::int64_t> even(static_cast<std::size_t>(n), rows), one(static_cast<std::size_t>(n), 0);
       const Tensor host_n = numbers(rows * n, dtype, me), here_n = host_n.to(device);
       one.back() = rows * n;

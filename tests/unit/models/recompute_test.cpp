@@ -3,44 +3,17 @@
 
 #include <gtest/gtest.h>
 
-#include <atomic>
-
 #include <ATen/autocast_mode.h>
-#include <c10/core/CPUAllocator.h>
 
 #include "models/loss/item_softmax.h"
 #include "models/user_model.h"
+#include "tests/support/counting_allocator.h"
 #include "tests/unit/models/llm_tiny.h"
 
 namespace uqa::models {
 namespace {
 
-/// Counts the bytes that tensors hold while it lives.
-class CountingAllocator final : public c10::Allocator {
- public:
-  CountingAllocator() : base_(c10::GetAllocator(c10::kCPU)) { c10::SetAllocator(c10::kCPU, this, /*priority=*/255); }
-  ~CountingAllocator() override { c10::SetAllocator(c10::kCPU, base_, 255); }
-  c10::DataPtr allocate(size_t bytes) override {
-    auto* const block = new Block{base_->allocate(bytes), static_cast<std::int64_t>(bytes)};
-    held += block->bytes;
-    return {block->data.get(), block, &release, c10::Device(c10::kCPU)};
-  }
-  c10::DeleterFnPtr raw_deleter() const override { return nullptr; }
-  void copy_data(void* to, const void* from, std::size_t bytes) const override { default_copy_data(to, from, bytes); }
-  inline static std::atomic<std::int64_t> held{0};
-
- private:
-  struct Block {
-    c10::DataPtr data;
-    std::int64_t bytes;
-  };
-  static void release(void* context) {
-    auto* const block = static_cast<Block*>(context);
-    held -= block->bytes;
-    delete block;
-  }
-  c10::Allocator* base_;
-};
+using tests::CountingAllocator;
 
 struct Pass {
   std::vector<Tensor> gradients;

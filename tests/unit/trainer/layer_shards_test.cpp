@@ -3,7 +3,9 @@
 
 #include <gtest/gtest.h>
 
+#include "comm/backend.h"
 #include "models/recompute.h"
+#include "tests/support/counting_allocator.h"
 #include "tests/support/expect_error.h"
 #include "trainer/grad_reducer.h"
 
@@ -157,6 +159,170 @@ TEST(LayerShards, RanksThatUseLessOfTheModelTakePartInEveryCollective) {
       EXPECT_TRUE(at::allclose(whole_gradient(shards.parts()[i], mesh), alone.parameters()[i].tensor.grad(), 1e-5, 1e-6)) << shards.parts()[i].name;
     }
   });
+}
+
+TEST(LayerShards, GradientsOfOneMicroStepAreThoseOfReplicatedParametersBitForBit) {
+  for (const bool recompute : {false, true}) {
+    comm::run_ranks(3, [&](const comm::Communicator& world) {
+      const models::RecomputeLayers layers(recompute);
+      const comm::Mesh mesh(world, 0, 1);
+      const Chain whole(4);
+      Chain cut(4);
+      GradReducer reducer(whole.parameters(), mesh, 100);
+      LayerShards shards(cut.parameters(), {&cut}, mesh.dp());
+      reducer.begin_step();
+      shards.begin_step();
+      shards.begin_micro_step();
+      if (world.rank() != 1) {  // which has no samples
+        whole.loss(input_of(world.rank())).backward();
+        cut.loss(input_of(world.rank())).backward();
+      }
+      shards.end_micro_step();
+      shards.finish(0.25);
+      static_cast<void>(reducer.finish(0.25));
+      for (std::size_t i = 0; i < shards.parts().size(); ++i) {
+        EXPECT_TRUE(at::equal(whole_gradient(shards.parts()[i], mesh), reducer.gradients()[i])) << shards.parts()[i].name << " recompute " << recompute;
+      }
+    });
+  }
+}
+
+TEST(LayerShards, TheNextLayersGatherIsStartedBeforeALayerRuns) {
+  comm::run_ranks(3, [](const comm::Communicator& world) {
+    const models::RecomputeLayers recompute(true);  // a layer tells when it runs in backward, too
+    const comm::Mesh mesh(world, 0, 1);
+    Chain chain(4);
+    LayerShards shards(chain.parameters(), {&chain}, mesh.dp());
+    auto& dp = mesh.dp().backend().watched();
+    const auto num_calls = [&] { return dp.last_sequence(); };
+    std::vector<std::uint64_t> calls;  // of dp so far, when a layer runs
+    std::uint64_t before = 0;
+    chain.on_layer = [&](std::size_t layer) {
+      calls.push_back(num_calls() - before);
+      const bool has_next = calls.size() != 4 && calls.size() != 8;
+      if (has_next) {
+        EXPECT_STREQ(dp.last_op(), "all_gather_async") << "layer " << layer;
+      }
+    };
+    shards.begin_step();
+    for (int micro = 0; micro < 2; ++micro) {
+      calls.clear();
+      before = num_calls();
+      shards.begin_micro_step();
+      EXPECT_EQ(num_calls() - before, 1U) << "the first layer's gather";
+      // Rank 0 has no samples: its collectives are as many, and in the same order, or they would not match.
+      if (world.rank() != 0) {
+        chain.loss(input_of(world.rank())).backward();
+        // Forward: layers 1 to 4 have been started before 1, ..., 4 run, and each time one more. Backward: layer 4 runs with 3 on its way; 3 with the sum of 4 and 2 on its way.
+        EXPECT_EQ(calls, (std::vector<std::uint64_t>{2, 3, 4, 4, 5, 7, 9, 10}));
+      }
+      shards.end_micro_step();
+      EXPECT_EQ(num_calls() - before, 7U + 4U) << "gathers and sums";
+    }
+    shards.finish(1);
+  });
+}
+
+/// Layers of 256 KiB, one after the other.
+struct Wide : Layered {
+  static constexpr std::int64_t kWidth = 256, kLayerBytes = kWidth * kWidth * 4;
+  explicit Wide(int num_layers) {
+    for (int i = 0; i < num_layers; ++i) weights.push_back(at::full({kWidth, kWidth}, 1e-3).requires_grad_(true));
+  }
+  [[nodiscard]] std::vector<std::vector<Tensor>> layer_parameters() const override {
+    std::vector<std::vector<Tensor>> layers;
+    for (const auto& weight : weights) layers.push_back({weight});
+    return layers;
+  }
+  [[nodiscard]] std::vector<NamedParameter> parameters() const {
+    std::vector<NamedParameter> all;
+    for (const auto& weight : weights) all.push_back({fmt::format("w{}", all.size()), weight});
+    return all;
+  }
+  [[nodiscard]] Tensor loss() const {
+    auto h = at::ones({kWidth});
+    for (std::size_t i = 0; i < weights.size(); ++i) h = watched(i, [&] { return weights[i].mv(h); });
+    return h.sum();
+  }
+  std::vector<Tensor> weights;
+};
+
+TEST(LayerShards, TwoLayersAreHeldAtMost) {
+  // One rank, where a gather is a copy: what is held is the same, and nobody else allocates.
+  const tests::CountingAllocator counting;
+  Wide model(8);
+  LayerShards shards(model.parameters(), {&model}, comm::Communicator());
+  const auto layers_over = [](std::int64_t begin) { return static_cast<double>(tests::CountingAllocator::peak - begin) / Wide::kLayerBytes; };
+  for (int step = 0; step < 2; ++step) {
+    shards.begin_step();
+    const std::int64_t begin = tests::CountingAllocator::held;
+    tests::CountingAllocator::peak = begin;
+    shards.begin_micro_step();
+    const auto loss = model.loss();
+    EXPECT_NEAR(layers_over(begin), 2, 0.2) << "the one that runs and the one on its way";
+    loss.backward();
+    shards.end_micro_step();
+    // In backward beside them: the gradient, the message it is summed in, and its sum, but then the layer's own values are gone.
+    EXPECT_GT(layers_over(begin), 2.8);
+    EXPECT_LT(layers_over(begin), 4.2);
+    shards.finish(1);
+  }
+  const auto begin = tests::CountingAllocator::held.load();
+  shards.make_whole();
+  EXPECT_NEAR(static_cast<double>(tests::CountingAllocator::held - begin) / Wide::kLayerBytes, 8, 0.1);
+  shards.release();
+  EXPECT_EQ(tests::CountingAllocator::held, begin) << "nothing is left";
+}
+
+TEST(LayerShards, AnErrorInTheMiddleLeavesNothingOnItsWay) {
+  const auto reference = reference_gradients(3);
+  comm::run_ranks(3, [&](const comm::Communicator& world) {
+    const comm::Mesh mesh(world, 0, 1);
+    Chain chain(4);
+    LayerShards shards(chain.parameters(), {&chain}, mesh.dp());
+    for (const std::size_t bad_layer : {0, 1, 3}) {
+      chain.on_layer = [&](std::size_t layer) { UQA_CHECK(layer != bad_layer || world.rank() == 2, ErrorCode::kNumeric, "layer {} fails", layer); };
+      shards.begin_step();
+      shards.begin_micro_step();
+      if (world.rank() != 2) {
+        EXPECT_UQA_ERROR(chain.loss(input_of(0)), ErrorCode::kNumeric, "fails");
+      }
+      EXPECT_UQA_ERROR(shards.begin_micro_step(), ErrorCode::kInternal, "inside a micro-step");
+      EXPECT_UQA_ERROR(shards.make_whole(), ErrorCode::kInternal, "inside a micro-step");
+      shards.end_micro_step();
+      shards.finish(1);
+    }
+    chain.on_layer = {};
+    // An evaluation in between, which asks for all layers, and a step that is right.
+    shards.make_whole();
+    {
+      const at::NoGradGuard no_grad;
+      EXPECT_GT(chain.loss(input_of(world.rank()), 2).item<float>(), 0) << "an evaluation that stops early";
+    }
+    shards.release();
+    shards.begin_step();
+    shards.begin_micro_step();
+    chain.loss(input_of(world.rank())).backward();
+    shards.end_micro_step();
+    shards.finish(1);
+    for (std::size_t i = 0; i < reference.size(); ++i) {
+      EXPECT_TRUE(at::equal(whole_gradient(shards.parts()[i], mesh), reference[i])) << shards.parts()[i].name;
+    }
+  });
+  // An error that is not caught ends all ranks, whatever is on its way.
+  const auto fail = [] {
+    comm::run_ranks(3, [](const comm::Communicator& world) {
+      const comm::Mesh mesh(world, 0, 1);
+      Chain chain(4);
+      LayerShards shards(chain.parameters(), {&chain}, mesh.dp());
+      chain.on_layer = [&](std::size_t layer) { UQA_CHECK(layer != 1 || world.rank() != 1, ErrorCode::kNumeric, "rank 1 fails"); };
+      shards.begin_step();
+      shards.begin_micro_step();
+      chain.loss(input_of(world.rank())).backward();
+      shards.end_micro_step();
+    });
+  };
+  EXPECT_UQA_ERROR(fail(), ErrorCode::kNumeric, "rank 1 fails");
 }
 
 TEST(LayerShards, FrozenLayersAndTwoModelsAreServed) {

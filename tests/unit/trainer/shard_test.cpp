@@ -248,6 +248,30 @@ TEST_P(ShardedPretrain, GradientsOfOneStepAreThoseOfOneRank) {
   }
 }
 
+TEST_P(ShardedPretrain, GradientsOfOneMicroStepAreThoseOfReplicatedParametersBitForBit) {
+  auto config = config_of(GetParam());
+  config.loop.batch.micro_users = 0;
+  for (const char* recompute : {"none", "layers"}) {
+    config.loop.memory.recompute = recompute;
+    std::map<std::string, Tensor> reference;
+    for (const char* shard : {"none", "full"}) {
+      apply({.shard = shard, .dp = 3}, config.loop.parallel);
+      std::mutex mutex;
+      std::map<std::string, Tensor> whole;
+      comm::run_ranks(3, [&](const comm::Communicator& world) {
+        const comm::Mesh mesh(world, 3, 1);
+        const std::vector<std::vector<std::int64_t>> samples{{4, 9, 20}, {11, 17}, {}};
+        const auto gradients = gradients_on(config, mesh, samples[static_cast<std::size_t>(world.rank())]).whole;
+        const std::scoped_lock lock(mutex);
+        if (world.rank() == 0) whole = gradients;
+      });
+      if (reference.empty()) reference = whole;
+      ASSERT_EQ(whole.size(), reference.size());
+      for (const auto& [name, gradient] : whole) EXPECT_TRUE(at::equal(gradient, reference.at(name))) << name << ", shard " << shard << ", recompute " << recompute;
+    }
+  }
+}
+
 TEST(Shard, AParameterWithoutDimensionsAndAnUnusedOneKeepTheirValues) {
   const auto steps = [](const comm::Communicator& world, const std::string& shard) {
     const auto leaf = [](const Tensor& x) { return x.clone().requires_grad_(true); };

@@ -32,6 +32,10 @@ class Recorder : public Backend {
     note("all_reduce_async");
     return std::make_unique<Done>();
   }
+  std::unique_ptr<comm::detail::Pending> all_gather_async(const void*, void*, std::span<const std::int64_t>, std::vector<at::Tensor>) override {
+    note("all_gather_async");
+    return std::make_unique<Done>();
+  }
   void all_gather(const void* in, void* out, std::span<const std::int64_t> bytes) override {
     note("all_gather");
     if (type_ != at::kCPU) return;
@@ -70,11 +74,12 @@ TEST_F(RoutingTest, TensorsTakeTheTransportOfTheirDeviceAndCountsTheHosts) {
   comm::all_reduce_(x_, ReduceOp::kSum, comm);
   comm::all_reduce_async_(x_, ReduceOp::kSum, comm).wait();
   EXPECT_EQ(comm::all_gather(x_, comm).size(0), 8);
+  EXPECT_EQ(comm::all_gather_async(x_, {4, 3}, comm).first.size(0), 7);
   EXPECT_EQ(comm::reduce_scatter(x_, {1, 3}, comm).size(0), 1);
   comm::broadcast_(x_, 1, comm);
   EXPECT_EQ(comm::all_to_all(x_, {2, 2}, comm).first.size(0), 4);
-  EXPECT_THAT(log_, ElementsAre("device all_reduce", "device all_reduce_async", "host all_gather", "device all_gather", "device reduce_scatter", "device broadcast",
-                                "host all_to_all", "device all_to_all"));
+  EXPECT_THAT(log_, ElementsAre("device all_reduce", "device all_reduce_async", "host all_gather", "device all_gather", "device all_gather_async",
+                                "device reduce_scatter", "device broadcast", "host all_to_all", "device all_to_all"));
   log_.clear();
   at::Tensor here = at::ones({3});
   comm::all_reduce_(here, ReduceOp::kSum, comm);

@@ -31,6 +31,7 @@ class Host : public Backend {
     if (op == ReduceOp::kMax && x.count == 1 && *value == 0) *value = 128;  // a peer holds the id
   }
   std::unique_ptr<comm::detail::Pending> all_reduce_async(const Elements&, ReduceOp, const at::Tensor&) override { return nullptr; }
+  std::unique_ptr<comm::detail::Pending> all_gather_async(const void*, void*, std::span<const std::int64_t>, std::vector<at::Tensor>) override { return nullptr; }
   void all_gather(const void*, void*, std::span<const std::int64_t>) override {}
   void reduce_scatter(const Elements&, void*, std::span<const std::int64_t>) override {}
   void broadcast(void* data, std::int64_t bytes, int root) override {
@@ -188,6 +189,30 @@ TEST_F(NcclTest, AStartedReductionMeetsTheCurrentStreamAtItsWait) {
   const auto second = nccl.all_reduce_async(f32(0x1000, 5), ReduceOp::kSum, owner);
   fake_->events_reached = true;
   EXPECT_TRUE(second->test());
+}
+
+TEST_F(NcclTest, StartedGathersMeetTheCurrentStreamAtTheirWaits) {
+  auto& nccl = group();
+  fake_->events_reached = false;
+  const at::Tensor in = at::ones({2}), out = at::ones({6});
+  const auto number = host_->watched().issue("all_gather_async");
+  const auto first = nccl.all_gather_async(at_address(0x10), at_address(0x100), std::vector<std::int64_t>{8, 8, 8}, {in, out});
+  static_cast<void>(host_->watched().issue("all_gather_async"));
+  const auto second = nccl.all_gather_async(at_address(0x10), at_address(0x100), std::vector<std::int64_t>{16, 4, 0}, {in, out});
+  EXPECT_THAT(fake_->calls,
+              ElementsAre("cudaEventRecord e4 s99", "cudaStreamWaitEvent s1 e4", "ncclAllGather 0x10 0x100 8 u8 c3 s1", "cudaEventRecord e5 s1",
+                          "cudaEventRecord e6 s99", "cudaStreamWaitEvent s1 e6", "ncclGroupStart", "ncclBroadcast 0x100 0x100 16 u8 root0 c3 s1",
+                          "ncclBroadcast 0x10 0x110 4 u8 root1 c3 s1", "ncclGroupEnd", "cudaEventRecord e7 s1"));
+  EXPECT_EQ(in.use_count() + out.use_count(), 6U) << "the memory must live until the waits";
+  const auto state = dynamic_cast<comm::Polled&>(nccl).poll();
+  EXPECT_STREQ(state.op, "all_gather_async");
+  EXPECT_EQ(state.sequence, number);
+  EXPECT_FALSE(first->test());
+  first->wait();
+  EXPECT_EQ(fake_->calls.back(), "cudaStreamWaitEvent s99 e5");
+  second->wait();
+  EXPECT_EQ(fake_->calls.back(), "cudaStreamWaitEvent s99 e7");
+  EXPECT_EQ(in.use_count() + out.use_count(), 2U);
 }
 
 TEST_F(NcclTest, EqualBlocksAreGatheredAndScatteredByOneCall) {

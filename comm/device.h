@@ -4,7 +4,7 @@
 //   const auto library = comm::load_device_library(directory_of_program / comm::kNcclPlugin);   // first thing in main
 //   comm::Session session(&argc, &argv);
 //   comm::use_device(session.world(), library);   // every rank; refuses on all ranks alike
-//   const at::Device device = session.world().backend().device();
+//   const at::Device device = session.world().device();
 #pragma once
 
 #include <cstdint>

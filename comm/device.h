@@ -88,4 +88,9 @@ struct DeviceLibrary {
 /// device groups: in order when it finishes, at once when it fails.
 void use_device(const Communicator& world, const DeviceLibrary& library);
 
+/// What kind of device the tensors of this rank are on: "cpu", "NVIDIA H200".
+[[nodiscard]] std::string device_name(const Communicator& comm);
+/// Which one: "cpu", "cuda:0 (NVIDIA H200)".
+[[nodiscard]] std::string describe_device(const Communicator& comm);
+
 }  // namespace uqa::comm

@@ -245,7 +245,8 @@ double GradReducer::finish(double scale) {
   state.armed = false;
   for (std::size_t i = 0; i < state.parameters.size(); ++i) {
     const Tensor& gradient = state.parameters[i].tensor.grad();
-    UQA_CHECK(gradient.defined() && gradient.const_data_ptr() == state.views[i].const_data_ptr(), ErrorCode::kInternal,
+    const Tensor& view = state.views[i];
+    UQA_CHECK(gradient.defined() && gradient.is_alias_of(view) && gradient.storage_offset() == view.storage_offset(), ErrorCode::kInternal,
               "gradient of parameter {}: is no longer a view of its bucket; zero gradients with begin_step() only",
               state.parameters[i].name);
   }

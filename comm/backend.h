@@ -64,7 +64,7 @@ class Backend {
   /// The same ranks' transport for tensors of another device; null without one.
   [[nodiscard]] Backend* on_device() const noexcept { return on_device_.get(); }
   [[nodiscard]] const std::shared_ptr<DevicePlugin>& plugin() const noexcept { return plugin_; }
-  /// Where this process's tensors belong: the CPU, or what use_device() chose. Kept by the world's transport.
+  /// Where this process's tensors belong: the CPU, or what use_device() chose for the world; groups split from it say the same.
   [[nodiscard]] at::Device device() const noexcept { return device_; }
   void set_device(at::Device device, std::shared_ptr<DevicePlugin> plugin) {
     device_ = device;

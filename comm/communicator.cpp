@@ -64,9 +64,18 @@ int Communicator::size() const { return backend_->size(); }
 const std::string& Communicator::axis() const { return backend_->axis(); }
 std::int64_t Communicator::bytes_sent() const { return backend_->bytes_sent(); }
 detail::Backend& Communicator::backend() const { return *backend_; }
+at::Device Communicator::device() const { return backend_->device(); }
+
+Communicator Communicator::alone() const {
+  auto self = detail::make_serial_backend("self");
+  self->set_device(device(), backend_->plugin());
+  return Communicator(std::move(self));
+}
+
 Communicator Communicator::split(int color, int key, const std::string& axis) const {
   UQA_CHECK(color >= 0, ErrorCode::kInternal, "split color = {} on axis '{}', must be >= 0", color, axis);
   auto part = backend_->split(color, key, axis);
+  part->set_device(device(), backend_->plugin());
   if (backend_->plugin()) detail::attach_device(part, backend_->plugin());
   return Communicator(std::move(part));
 }

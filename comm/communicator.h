@@ -71,6 +71,10 @@ class Communicator {
   [[nodiscard]] const std::string& axis() const;
   /// Ranks with the same `color` form a new group, ordered by `key`. Collective.
   [[nodiscard]] Communicator split(int color, int key, const std::string& axis) const;
+  /// Where this process's tensors belong: the CPU, or the device that use_device() gave the world before this group was split from it.
+  [[nodiscard]] at::Device device() const;
+  /// This rank alone, on the same device. Local.
+  [[nodiscard]] Communicator alone() const;
   /// Bytes that this rank has sent through collectives of this group so far, by the closed formulas in docs/design.
   [[nodiscard]] std::int64_t bytes_sent() const;
   [[nodiscard]] detail::Backend& backend() const;
@@ -169,6 +173,8 @@ class Mesh {
   [[nodiscard]] const Communicator& tp() const { return tp_; }  ///< shards of one layer
   [[nodiscard]] const Communicator& table() const { return table_; }                  ///< this rank's table group
   [[nodiscard]] const Communicator& table_replica() const { return table_replica_; }  ///< ranks of all groups that hold the same rows
+  /// Where models, batches and gradients of this rank live: the world's device().
+  [[nodiscard]] at::Device device() const { return world_.device(); }
   /// Bytes that this rank has sent through collectives of all axes so far.
   [[nodiscard]] std::int64_t bytes_sent() const;
 

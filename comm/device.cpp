@@ -83,6 +83,16 @@ void use_device(const Communicator& world, const DeviceLibrary& library) {
   detail::attach_device(world.backend_ptr(), library.plugin);
 }
 
+std::string device_name(const Communicator& comm) {
+  const auto device = comm.device();
+  return device.is_cpu() ? device.str() : comm.backend().plugin()->device_name(device.index());
+}
+
+std::string describe_device(const Communicator& comm) {
+  const auto device = comm.device();
+  return device.is_cpu() ? device.str() : fmt::format("{} ({})", device.str(), device_name(comm));
+}
+
 DeviceLibrary load_device_library(const std::filesystem::path& file) noexcept {
   try {
     const auto advice = "run scripts/setup.sh --cuda and build again, or use --device=cpu";

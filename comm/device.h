@@ -4,7 +4,7 @@
 //   const auto library = comm::load_device_library(directory_of_program / comm::kNcclPlugin);   // first thing in main
 //   comm::Session session(&argc, &argv);
 //   comm::use_device(session.world(), library);   // every rank; refuses on all ranks alike
-//   const at::Device device = session.world().backend().device();
+//   const at::Device device = session.world().device();
 #pragma once
 
 #include <cstdint>
@@ -87,5 +87,10 @@ struct DeviceLibrary {
 /// device are ordered by the current stream and do not block the host; row counts, scalars, texts and errors travel between the hosts. The session ends the
 /// device groups: in order when it finishes, at once when it fails.
 void use_device(const Communicator& world, const DeviceLibrary& library);
+
+/// What kind of device the tensors of this rank are on: "cpu", "NVIDIA H200".
+[[nodiscard]] std::string device_name(const Communicator& comm);
+/// Which one: "cpu", "cuda:0 (NVIDIA H200)".
+[[nodiscard]] std::string describe_device(const Communicator& comm);
 
 }  // namespace uqa::comm

@@ -90,6 +90,11 @@ void bind(OptionSet& options, CallSettings& call) {
   for (const char* name : {"overwrite", "log.level", "log.all_ranks", "comm.timeout_s"}) options.set_transient(name);
 }
 
+void bind_device(OptionSet& options, std::string& device) {
+  options.add("device", &device, "where models and batches live: cpu, or cuda (an NVIDIA GPU of its own for each rank)");
+  options.set_transient("device");
+}
+
 void apply(const CallSettings& call) {
   const std::vector<std::string> levels{"debug", "info", "warn", "error"};
   const auto at = std::find(levels.begin(), levels.end(), call.log_level);

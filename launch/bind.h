@@ -21,6 +21,8 @@ struct CallSettings {
   double timeout_s = 600;           ///< comm.timeout_s
 };
 void bind(OptionSet& options, CallSettings& call);
+/// --device of a command that computes; not part of what config.ini keeps, so that a run goes on where there is no such device.
+void bind_device(OptionSet& options, std::string& device);
 /// Applies log settings. Error(kConfig) for an unknown level.
 void apply(const CallSettings& call);
 

@@ -53,8 +53,7 @@ class AlignCommand final : public Command {
     options_.add("prompt.max_tokens", &config_.prompt_format.max_tokens, "objective chat: text is cut on the right to so many tokens; 0: nothing is cut");
     options_.add("prompt.allow_lost_answers", &config_.prompt_format.allow_lost_answers, "objective chat: learn from texts whose answer is cut off, as the reference does");
     bind(options_, config_.loop);
-    options_.add("device", &device_, "where the stage computes: cpu; cuda is refused in this version, naming what it needs");
-    options_.set_transient("device");
+    bind_device(options_, device_);
     options_.add("parallel.llm_tp", &config_.loop.parallel.llm_tp, "tensor-parallel degree of the LLM; 0: parallel.tp");
     options_.add("parallel.encoder_tp", &config_.loop.parallel.encoder_tp, "tensor-parallel degree of the encoder; 0: parallel.tp");
     bind(options_, call_);
@@ -63,10 +62,11 @@ class AlignCommand final : public Command {
   OptionSet& options() override { return options_; }
   [[nodiscard]] Ranks ranks() const override { return Ranks::kMany; }
   [[nodiscard]] bool saves_on_signal() const override { return true; }
+  [[nodiscard]] std::string device() const override { return device_; }
 
   bool parse(const std::vector<std::string>& words) override {
     if (!options_.parse(words)) return false;
-    check_stage_device(device_);
+    check_device(device_);
     config_ = trainer::align_preset(config_.preset);
     return options_.parse(words);  // what was given goes on top of the preset
   }

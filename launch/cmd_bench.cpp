@@ -4,7 +4,7 @@
 #include <cstdio>
 #include <numeric>
 
-#include "comm/backend.h"
+#include "comm/device.h"
 #include "comm/communicator.h"
 #include "core/clock.h"
 #include "core/random.h"
@@ -15,6 +15,7 @@
 #include "models/cost.h"
 #include "models/loss/item_softmax.h"
 #include "models/user_model.h"
+#include "trainer/device.h"
 #include "trainer/metrics.h"
 #include "trainer/optimizer.h"
 #include "trainer/pretrain.h"
@@ -42,7 +43,7 @@ class BenchCommand final : public Command {
     options_.add("seed", &seed_, "random histories and weights");
     options_.add("ops", &ops_, "collectives: which of all_reduce, all_reduce_async, all_gather, reduce_scatter, broadcast, all_to_all, barrier; empty: all");
     options_.add("sizes", &sizes_, "collectives: bytes of the tensors");
-    options_.add("device", &device_, "collectives: cpu or cuda");
+    bind_device(options_, device_);
     options_.add("num_threads", &num_threads_, "threads of one rank; 0: cores of the host / ranks on it");
     bind(options_, settings_);
     bind(options_, parallel_);
@@ -59,7 +60,6 @@ class BenchCommand final : public Command {
       const std::vector<std::string> known{"step", "collectives"};
       UQA_CHECK(what_ == "step" || what_ == "collectives", ErrorCode::kConfig, "bench {}: unknown, can measure: step, collectives{}", what_, suggestion(what_, known));
       check_given();
-      UQA_CHECK(what_ == "collectives" || device_ == "cpu", ErrorCode::kConfig, "bench {} --device={}: measures the CPU's kernels; use --device=cpu", what_, device_);
       UQA_CHECK(items_ > 1 && users_ > 0 && steps_ > 0, ErrorCode::kConfig, "--items = {}, --users = {}, --steps = {}, must be above 1, 0 and 0", items_,
                 users_, steps_);
       UQA_CHECK(catalogue_ == "item" || catalogue_ == "published", ErrorCode::kConfig, "--catalogue = {}, must be item or published", catalogue_);
@@ -107,7 +107,7 @@ class BenchCommand final : public Command {
     const auto type = dtype_ == "bf16" ? at::kBFloat16 : at::kFloat;
     for (const auto& op : ops_.empty() ? collective_names() : ops_) {
       for (const auto bytes : op == "barrier" ? std::vector<std::int64_t>{1} : sizes) {
-        const auto measured = measure_collective(op, type, bytes, world, static_cast<int>(steps_), session.world().backend().device());
+        const auto measured = measure_collective(op, type, bytes, world, static_cast<int>(steps_), session.world().device());
         if (world.rank() == 0) std::printf("%s\n", measured.to_json().dump().c_str());
       }
     }
@@ -167,11 +167,13 @@ class BenchCommand final : public Command {
 
   [[nodiscard]] Json measure(const comm::Mesh& mesh) {
     const auto& world = mesh.world();
+    const auto device = mesh.device();
     const auto config = trainer::resolve(settings_, schema());
     models::TableSharding sharding;
     if (parallel_.tables == "sharded") sharding = {.table = mesh.table(), .tp = mesh.tp(), .min_rows = parallel_.table_min_rows};
     models::UserModel model(config, sharding);
     model->init_weights(static_cast<std::uint64_t>(seed_));
+    trainer::move_to(*model, device);
     model->train();
     trainer::TrainedParameters trained(trainer::trained_of(*model), {&model->layers()}, mesh, parallel_);
     trainer::Optimizer optimizer(trained.updated(), {});
@@ -193,8 +195,8 @@ class BenchCommand final : public Command {
       trained.begin_step();
       trained.arm();
       trained.begin_micro_step();
-      const auto states_TH = model->forward(made.batch, {.seed = static_cast<std::uint64_t>(seed_), .step = step, .micro_step = 0});
-      const auto loss = models::item_softmax_loss(model->item_hiddens(states_TH), model->item_table(), made.targets_T, {.bf16 = dtype_ == "bf16"},
+      const auto states_TH = model->forward(trainer::to_device(made.batch, device), {.seed = static_cast<std::uint64_t>(seed_), .step = step, .micro_step = 0});
+      const auto loss = models::item_softmax_loss(model->item_hiddens(states_TH), model->item_table(), made.targets_T.to(device), {.bf16 = dtype_ == "bf16"},
                                                   model->item_shards());
       loss.backward();
       trained.end_micro_step();
@@ -202,6 +204,7 @@ class BenchCommand final : public Command {
       trained.before_update(1);
       optimizer.step(1e-4);
       waited_s += trained.after_update();
+      const double loss_sum = loss.item<double>();  // on a device: once all that was issued is done
       const double took_s = seconds_since(begin);
       table_bytes += mesh.table().bytes_sent() + mesh.table_replica().bytes_sent() + mesh.tp().bytes_sent() - table_before;
       dense_bytes += mesh.dp().bytes_sent() - dense_before;
@@ -213,7 +216,7 @@ class BenchCommand final : public Command {
       exposed.push_back(waited_s / took_s);
       rates.push_back(static_cast<double>(global_rows) / took_s);
       rows += made.batch.layout.num_rows();
-      loss_nats = loss.item<double>() / static_cast<double>(made.batch.layout.num_rows());
+      loss_nats = loss_sum / static_cast<double>(made.batch.layout.num_rows());
     }
     std::sort(seconds.begin(), seconds.end());
     std::sort(rates.begin(), rates.end());
@@ -221,48 +224,52 @@ class BenchCommand final : public Command {
     const double median_s = seconds[seconds.size() / 2];
     const double rows_per_step = static_cast<double>(rows) / static_cast<double>(steps_);
     const double flops = 3 * models::forward_flops(config, rows_per_step, rows_per_step / static_cast<double>(users_)).total();
-    const double peak = gemm_peak();
+    const double peak = gemm_peak(device);
     wire.num_labels = mean(wire.num_labels);
     for (auto& count : wire.distinct_ids) count = mean(count);
     const auto formula = models::wire_bytes(config, wire);
     const double mean_table_bytes = mean(static_cast<double>(table_bytes)), mean_dense_bytes = mean(static_cast<double>(dense_bytes));
-    return {{"bench", "step"},
-            {"encoder", config.encoder},
-            {"items", items_},
-            {"users_per_rank", users_},
-            {"ranks", world.size()},
-            {"threads_per_rank", at::get_num_threads()},
-            {"dtype", dtype_},
-            {"steps", steps_},
-            {"interactions_per_step_and_rank", rows_per_step},
-            {"step_s_median", median_s},
-            {"step_s_min", seconds.front()},
-            {"step_s_max", seconds.back()},
-            {"interactions_per_s", rates[rates.size() / 2]},
-            {"flops_per_s_and_rank", flops / median_s},
-            {"gemm_peak_flops_per_s", peak},
-            {"gemm_peak_fraction", flops / median_s / peak},
-            {"comm_exposed_fraction", exposed[exposed.size() / 2]},
-            {"tables", parallel_.tables},
-            {"shard", parallel_.shard},
-            {"comm_bytes_per_step_and_rank", {{"tables_and_softmax", mean_table_bytes}, {"dense", mean_dense_bytes}}},
-            {"comm_formula_bytes_per_step_and_rank", {{"tables", formula.tables}, {"softmax", formula.softmax}, {"dense", formula.dense}}},
-            {"comm_total_bytes_of_rank", mesh.bytes_sent()},
-            {"all_reduced_table_bytes_per_step_and_rank", 2 * (world.size() - 1.0) / world.size() * 4 * static_cast<double>(models::count_parameters(config).tables)},
-            {"peak_rss_bytes", comm::all_reduce(trainer::peak_rss_bytes(), comm::ReduceOp::kMax, world)},
-            {"last_loss_nats", loss_nats}};
+    Json record{{"bench", "step"},
+                {"encoder", config.encoder},
+                {"items", items_},
+                {"users_per_rank", users_},
+                {"ranks", world.size()},
+                {"device", comm::describe_device(world)},
+                {"threads_per_rank", at::get_num_threads()},
+                {"dtype", dtype_},
+                {"steps", steps_},
+                {"interactions_per_step_and_rank", rows_per_step},
+                {"step_s_median", median_s},
+                {"step_s_min", seconds.front()},
+                {"step_s_max", seconds.back()},
+                {"interactions_per_s", rates[rates.size() / 2]},
+                {"flops_per_s_and_rank", flops / median_s},
+                {"gemm_peak_flops_per_s", peak},
+                {"gemm_peak_fraction", flops / median_s / peak},
+                {"comm_exposed_fraction", exposed[exposed.size() / 2]},
+                {"tables", parallel_.tables},
+                {"shard", parallel_.shard},
+                {"comm_bytes_per_step_and_rank", {{"tables_and_softmax", mean_table_bytes}, {"dense", mean_dense_bytes}}},
+                {"comm_formula_bytes_per_step_and_rank", {{"tables", formula.tables}, {"softmax", formula.softmax}, {"dense", formula.dense}}},
+                {"comm_total_bytes_of_rank", mesh.bytes_sent()},
+                {"all_reduced_table_bytes_per_step_and_rank", 2 * (world.size() - 1.0) / world.size() * 4 * static_cast<double>(models::count_parameters(config).tables)},
+                {"peak_rss_bytes", comm::all_reduce(trainer::peak_rss_bytes(), comm::ReduceOp::kMax, world)},
+                {"last_loss_nats", loss_nats}};
+    if (!device.is_cpu()) record["peak_device_bytes"] = trainer::peak_device_bytes(device);
+    return record;
   }
 
-  /// What this machine's GEMM reaches on a square product of the chosen type: the bound that the step is held against.
-  [[nodiscard]] double gemm_peak() const {
+  /// What the device's GEMM reaches on a square product of the chosen type: the bound that the step is held against.
+  [[nodiscard]] double gemm_peak(const at::Device& device) const {
     const at::NoGradGuard no_grad;
     const auto type = dtype_ == "bf16" ? at::kBFloat16 : at::kFloat;
-    const std::int64_t n = 1024;
-    const auto a = torch::rand({n, n}).to(type), b = torch::rand({n, n}).to(type);
+    const std::int64_t n = device.is_cpu() ? 1024 : 8192;
+    const auto a = torch::rand({n, n}).to(type).to(device), b = torch::rand({n, n}).to(type).to(device);
     double best = 0;
     for (int i = 0; i < 6; ++i) {
       const auto begin = Clock::now();
-      (void)at::mm(a, b);
+      const auto product = at::mm(a, b);
+      if (!device.is_cpu()) static_cast<void>(product[0][0].item());  // once it is done
       best = std::max(best, 2.0 * static_cast<double>(n * n * n) / seconds_since(begin));
     }
     return best;

@@ -67,8 +67,7 @@ class DoctorCommand final : public Command {
     const auto library = device_ == "cuda" ? comm::DeviceLibrary{} : comm::load_device_library(nccl_plugin_path());
     try {
       if (device_ == "cuda") {
-        const auto& backend = world.backend();
-        mine.device = fmt::format("{} ({})", backend.device().str(), backend.plugin()->device_name(backend.device().index()));
+        mine.device = comm::describe_device(world);
       } else if (!library.plugin) {
         mine.plugin_trouble = library.trouble;
       } else {

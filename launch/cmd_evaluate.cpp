@@ -35,12 +35,14 @@ class EvaluateCommand final : public Command {
     options_.add("parallel.tp", &config_.tp, "tensor-parallel degree: ranks that split each layer (> 0)");
     options_.add("parallel.llm_tp", &config_.llm_tp, "that of the LLM; 0: parallel.tp");
     options_.add("parallel.encoder_tp", &config_.encoder_tp, "that of the encoder; 0: parallel.tp");
+    bind_device(options_, device_);
     bind(options_, call_);
   }
 
   OptionSet& options() override { return options_; }
   [[nodiscard]] Ranks ranks() const override { return Ranks::kMany; }
   [[nodiscard]] bool saves_on_signal() const override { return true; }
+  [[nodiscard]] std::string device() const override { return device_; }
 
   void run(comm::Session* session) override {
     apply(call_);
@@ -100,6 +102,7 @@ class EvaluateCommand final : public Command {
     comm::run_agreed(world, [&] {
       UQA_CHECK(!config_.questions.empty() && !config_.output.empty(), ErrorCode::kConfig,
                 "--prompt prior needs --questions and --output; give both");
+      UQA_CHECK(device_ == "cpu", ErrorCode::kConfig, "--device = {} has no part in --prompt prior, whose answerer runs on the CPU; leave it out", device_);
       if (world.rank() == 0) print({{"prior", trainer::write_prior_evaluation(config_.questions, config_.output, config_.overwrite)}});
     });
   }
@@ -116,6 +119,7 @@ class EvaluateCommand final : public Command {
 
   trainer::EvaluateConfig config_;
   std::vector<std::string> text_items_{std::to_string(config_.text_items)}, shuffle_seeds_{std::to_string(config_.shuffle_seed)};
+  std::string device_ = "cpu";
   std::vector<std::string> labels_;  ///< of the variants
   CallSettings call_;
   OptionSet options_{"evaluate", "answers questions with a soft prompt or a baseline and scores them by four rules",

@@ -25,18 +25,18 @@ class PretrainCommand final : public Command {
     options_.add("data.read", &config_.read, "map or read: how shards are read");
     options_.add("eval.users", &config_.eval_users, "users of one validation pass on one rank (> 0)");
     bind(options_, config_.loop);
-    options_.add("device", &device_, "where the stage computes: cpu; cuda is refused in this version, naming what it needs");
-    options_.set_transient("device");
+    bind_device(options_, device_);
     bind(options_, call_);
   }
 
   OptionSet& options() override { return options_; }
   [[nodiscard]] Ranks ranks() const override { return Ranks::kMany; }
   [[nodiscard]] bool saves_on_signal() const override { return true; }
+  [[nodiscard]] std::string device() const override { return device_; }
 
   bool parse(const std::vector<std::string>& words) override {
     if (!options_.parse(words)) return false;
-    check_stage_device(device_);
+    check_device(device_);
     config_ = trainer::pretrain_preset(config_.preset, config_.model.encoder);
     return options_.parse(words);  // what was given goes on top of the preset
   }

@@ -33,10 +33,12 @@ class VerifyCommand final : public Command {
     options_.add("tolerance", &tolerance_, "largest relative difference of a loss; 0: 1e-4 for float32, 2e-2 for bf16");
     options_.add("scratch", &scratch_, "directory that all ranks see, made and removed; empty: RUN/verify");
     options_.add("output", &output_, "JSON file to write: losses of every layout");
+    bind_device(options_, device_);
     bind(options_, call_);
   }
   OptionSet& options() override { return options_; }
   [[nodiscard]] Ranks ranks() const override { return Ranks::kMany; }
+  [[nodiscard]] std::string device() const override { return device_; }
 
   void run(comm::Session* session) override {
     apply(call_);
@@ -127,7 +129,7 @@ class VerifyCommand final : public Command {
     return {{"format", "uqa.verify"}, {"version", 1}, {"layouts", layouts}, {"worst_relative_difference", worst}, {"tolerance", tolerance}};
   }
 
-  std::string run_, scratch_, output_;
+  std::string run_, scratch_, output_, device_ = "cpu";
   std::vector<std::string> tp_{"1"}, tables_{"replicated", "sharded"};
   bool one_rank_ = true;
   std::int64_t steps_ = 3;

@@ -23,11 +23,4 @@ void check_device(const std::string& device) {
   UQA_CHECK(device == "cpu" || device == "cuda", ErrorCode::kConfig, "--device = {}, must be cpu or cuda; change --device", device);
 }
 
-void check_stage_device(const std::string& device) {
-  check_device(device);
-  UQA_CHECK(device == "cpu", ErrorCode::kConfig,
-            "--device = cuda, the training stages need cpu in this version: feature tables, silu attention, GRU, state-space scan, causal convolution, the encoders' norms, "
-            "dropout, generation, batches and gradient buckets have no CUDA path; use --device=cpu (doctor and bench collectives take cuda)");
-}
-
 }  // namespace uqa::launch

@@ -18,7 +18,4 @@ namespace uqa::launch {
 /// Error(kConfig) unless it is cpu or cuda.
 void check_device(const std::string& device);
 
-/// The training stages compute on the CPU in this version: Error(kConfig) for cuda, naming what has no CUDA path, before a plug-in is looked for.
-void check_stage_device(const std::string& device);
-
 }  // namespace uqa::launch

@@ -14,6 +14,7 @@
 #include "trainer/align_parts.h"
 #include "trainer/align_questions.h"
 #include "trainer/align_users.h"
+#include "trainer/device.h"
 
 namespace uqa::trainer {
 namespace {
@@ -29,6 +30,15 @@ struct MicroBatch {
   Tensor same_group_BB;     ///< bool: of one sample, hence asked the same
   [[nodiscard]] std::int64_t num_questions() const { return gold_B.size(0); }
 };
+
+/// What the models compute with; users are moved where they are read.
+MicroBatch moved_to(MicroBatch micro, const at::Device& device) {
+  micro.packed = to_device(std::move(micro.packed), device);
+  for (auto* tensor : {&micro.gold_B, &micro.reference_B, &micro.same_group_BB}) {
+    if (tensor->defined()) *tensor = tensor->to(device);
+  }
+  return micro;
+}
 
 struct AlignBatch : TaskBatch {
   std::vector<MicroBatch> micro;
@@ -47,6 +57,7 @@ struct AlignTask::Impl {
   std::string llm_digest;
   models::Llm llm{nullptr};
   Json split;  ///< how encoder and LLM lie on the ranks
+  at::Device device{at::kCPU};
   double flops_per_token = 0, flops_per_interaction = 0;
 
   [[nodiscard]] bool bf16() const { return config.loop.train.dtype == "bf16"; }
@@ -72,9 +83,10 @@ struct AlignTask::Impl {
     UQA_CHECK(longest <= llm->config().max_positions, ErrorCode::kConfig,
               "a training text has {} rows with its soft token, the LLM takes {}; give a smaller --prompt.max_tokens or another --llm", longest, llm->config().max_positions);
     if (soft) {
-      users = std::make_unique<AlignUsers>(config, frozen, data, *questions, llm->config().hidden, encoder_tp);
+      users = std::make_unique<AlignUsers>(config, frozen, data, *questions, llm->config().hidden, encoder_tp, device);
       split["encoder"] = describe_split(users->encoder_config().encoder, encoder_tp);
     }
+    move_to(*llm, device);  // after the last collective: a device without room fails one rank alone
     split["llm"] = {{"tp", llm_tp.size()}, {"split", llm_tp.size() > 1}};
     double weights = 0, lora = 0;
     for (const auto& [name, shape] : llm->config().weight_shapes()) {
@@ -155,6 +167,7 @@ struct AlignTask::Impl {
 
 AlignTask::AlignTask(AlignConfig config, const comm::Mesh& mesh) : impl_(std::make_unique<Impl>()) {
   auto& s = *impl_;
+  s.device = mesh.device();
   comm::run_agreed(mesh.world(), [&] {
     config.validate();
     s.frozen = parse_freeze(config.freeze);
@@ -166,7 +179,7 @@ AlignTask::AlignTask(AlignConfig config, const comm::Mesh& mesh) : impl_(std::ma
   const auto encoder_tp = models::tensor_parallel(mesh.tp(), s.config.loop.parallel.encoder_degree(), "parallel.encoder_tp");
   comm::run_agreed(mesh.world(), [&] { s.build_models(llm_tp, encoder_tp); });
   if (!s.soft) return;
-  const auto tokens_VL = s.llm->embed(at::arange(s.llm->config().vocab_size, at::kLong)).detach().to(at::kFloat);
+  const auto tokens_VL = s.llm->embed(at::arange(s.llm->config().vocab_size, at::TensorOptions(at::kLong).device(s.device))).detach().cpu().to(at::kFloat);
   s.users->prepare(tokens_VL, mesh.world());
 }
 
@@ -227,7 +240,7 @@ Tensor AlignTask::loss_sum(const TaskBatch& batch, std::int64_t micro_index, con
   auto& s = *impl_;
   const auto& parts = static_cast<const AlignBatch&>(batch).micro;
   if (micro_index >= static_cast<std::int64_t>(parts.size())) return at::zeros({}, at::kFloat);
-  const auto& micro = parts[static_cast<std::size_t>(micro_index)];
+  const auto micro = moved_to(parts[static_cast<std::size_t>(micro_index)], s.device);
   const models::RecomputeLayers recompute(s.config.loop.memory.recompute == "layers");
   const auto head_RH = run_prompts(*s.llm, micro.packed, s.soft_of(micro, context));
   const auto log_probs_N = token_log_probs(*s.llm, head_RH, micro.packed);
@@ -247,7 +260,7 @@ std::optional<Validation> AlignTask::validate(const comm::Mesh& mesh) {
     for (const auto& group : all.valid()) rows.push_back(all.rows(group));
     const auto parts = group_by_rows(rows, s.config.micro_rows);
     for (std::size_t g = static_cast<std::size_t>(mesh.dp().rank()); g < parts.size(); g += static_cast<std::size_t>(mesh.dp().size())) {
-      const auto micro = s.make_micro(all.valid(), parts[g]);
+      const auto micro = moved_to(s.make_micro(all.valid(), parts[g]), s.device);
       const auto head_RH = run_prompts(*s.llm, micro.packed, s.soft_of(micro, {}));
       const auto log_probs_N = token_log_probs(*s.llm, head_RH, micro.packed);
       Tensor losses = -log_probs_N;
@@ -291,7 +304,7 @@ double AlignTask::flops(std::int64_t num_interactions, std::int64_t num_tokens, 
 }
 
 std::map<std::string, double> AlignTask::take_figures() {
-  if (!impl_->soft) return {};
+  if (!impl_->soft || !impl_->device.is_cpu()) return {};
   return {{"encoder_s", impl_->users->take_encoder_seconds()}};
 }
 

@@ -140,7 +140,7 @@ class AlignTask : public TrainingTask {
   /// 2 per weight of a matrix product and row forward and again for the gradient of its input, 2 more where the weight is trained;
   /// head and attention scores left out.
   [[nodiscard]] double flops(std::int64_t num_interactions, std::int64_t num_tokens, std::int64_t num_labels) const override;
-  /// encoder_s: time in the encoder; 0 where its states were computed once. Only for prompt "soft".
+  /// encoder_s: time in the encoder; 0 where its states were computed once. Only for prompt "soft", and on the CPU: on a device the call returns before the work is done.
   [[nodiscard]] std::map<std::string, double> take_figures() override;
   void set_training(bool on) override;
   void save_model(const fs::path& directory, const comm::Mesh& mesh) const override;
@@ -177,6 +177,7 @@ struct AlignedModel {
 struct AlignedSplit {
   comm::Communicator axis;
   models::TensorParallel llm, encoder;
+  at::Device device{at::kCPU};  ///< where this rank's parts are put
 };
 /// Reads model.json and model.safetensors of an align run, and the encoder and LLM that it names; refuses (Error(kData)) when either
 /// has changed since. `dtype` is the type of the LLM's GEMMs; absent: as it was trained. A rank keeps its parts as `split` says; collective over

@@ -4,6 +4,7 @@
 #include "models/tensor_io.h"
 #include "trainer/align.h"
 #include "trainer/align_parts.h"
+#include "trainer/device.h"
 
 namespace uqa::trainer {
 namespace {
@@ -126,6 +127,7 @@ AlignedModel load_aligned(const fs::path& run_directory, std::optional<at::Scala
     copy_in(facts.tensors, "llm.", by_name(trained), (run_directory / "model.safetensors").string(), aligned.llm->trainable_layouts());
     for (const auto& [name, tensor] : trained) tensor.requires_grad_(false);
     aligned.llm->eval();
+    move_to(*aligned.llm, split.device);
   });
   if (aligned.prompt == "none") return aligned;
   comm::run_agreed(split.axis, [&] { load_user_side(aligned, facts.tensors, run_directory); });
@@ -133,6 +135,9 @@ AlignedModel load_aligned(const fs::path& run_directory, std::optional<at::Scala
     LoadedUserModel whole{.model = aligned.encoder, .config = aligned.encoder_config, .info = {}};
     split_over(whole, split.encoder);
     aligned.encoder = whole.model;
+    move_to(*aligned.encoder, split.device);
+    move_to(*aligned.adapter, split.device);
+    if (aligned.average_user_KL.defined()) aligned.average_user_KL = aligned.average_user_KL.to(split.device);
   });
   return aligned;
 }

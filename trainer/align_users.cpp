@@ -9,6 +9,7 @@
 #include "core/log.h"
 #include "models/adapters/linear_adapter.h"
 #include "trainer/autocast.h"
+#include "trainer/device.h"
 #include "trainer/word_start.h"
 
 namespace uqa::trainer {
@@ -27,8 +28,8 @@ models::PackedLayout one_row_each(std::int64_t rows) {
 }  // namespace
 
 AlignUsers::AlignUsers(const AlignConfig& config, const Frozen& frozen, const data::Dataset& data, const AlignQuestions& questions, std::int64_t llm_hidden,
-                       const models::TensorParallel& tp)
-    : config_(config), frozen_(frozen), questions_(questions), tp_(tp) {
+                       const models::TensorParallel& tp, const at::Device& device)
+    : config_(config), frozen_(frozen), questions_(questions), tp_(tp), device_(device) {
   comm::run_agreed(tp.comm, [&] {
     encoder_ = load_user_model(config.encoder_run);
     data_ = select_features(encoder_.config, data);
@@ -38,6 +39,7 @@ AlignUsers::AlignUsers(const AlignConfig& config, const Frozen& frozen, const da
     encoder_digest_ = digest_of(*encoder_.model);
   });
   split_over(encoder_, tp);
+  move_to(*encoder_.model, device_);
   spans_ = encoder_spans(questions.all(), encoder_.config.max_len, &num_cut_);
   if (num_cut_ > 0) log::info("align", "{} questions show more than max_len = {} interactions; the encoder sees the most recent", num_cut_, encoder_.config.max_len);
   adapter_ = models::make_adapter(config.adapter_config(encoder_.config.hidden, llm_hidden));
@@ -58,7 +60,11 @@ std::vector<std::int64_t> AlignUsers::training_questions() const {
 }
 
 void AlignUsers::prepare(const Tensor& tokens_VL, const comm::Communicator& world) {
-  if (!frozen_.encoder && start_ == "plain") return;
+  if (frozen_.encoder || start_ != "plain") prepare_states(tokens_VL, world);
+  comm::run_agreed(world, [&] { move_to(*adapter_, device_); });
+}
+
+void AlignUsers::prepare_states(const Tensor& tokens_VL, const comm::Communicator& world) {
   // Only a frozen encoder's states are worth keeping: a trained one's serve the adapter's start.
   const auto memory = StateCacheConfig{.users = "memory", .max_bytes = config_.cache.max_bytes};
   auto states = cached_user_states(frozen_.encoder ? config_.cache : memory, encoder_digest_, encoder_.model, data_, spans_, adapter_->view(), world, tp_);
@@ -76,6 +82,7 @@ void AlignUsers::prepare(const Tensor& tokens_VL, const comm::Communicator& worl
       average_rows_RH_ = rows_TH.to(at::kDouble).mean(0, /*keepdim=*/true).to(at::kFloat);
       average_layout_ = one_row_each(1);
     }
+    average_rows_RH_ = average_rows_RH_.to(device_);
     states_ = std::move(states);
   });
 }
@@ -124,17 +131,17 @@ Tensor AlignUsers::soft_tokens(const Batch& batch, const models::DropoutContext&
   Tensor soft_BKL;
   if (runs_in_step()) {
     const auto begin = Clock::now();
-    const auto users = wrap_user_batch(batch.histories);
+    const auto users = to_device(wrap_user_batch(batch.histories), device_);
     Tensor states_TH;
     {
       const c10::AutoGradMode grad(at::GradMode::is_enabled() && !frozen_.encoder);
-      const AutocastBf16 autocast(bf16 && !frozen_.encoder);  // as the states that are computed once: float32
+      const AutocastBf16 autocast(bf16 && !frozen_.encoder, device_.type());  // as the states that are computed once: float32
       states_TH = encoder_.model->forward(users, context).to(at::kFloat);
     }
     encoder_seconds_ += seconds_since(begin);
-    soft_BKL = adapter_->forward(states_TH, users.layout).index_select(0, batch.history_B);
+    soft_BKL = adapter_->forward(states_TH, users.layout).index_select(0, batch.history_B.to(device_));
   } else {
-    const auto [states_TH, layout] = states_.select(batch.questions);
+    const auto [states_TH, layout] = states_.select(batch.questions, device_);
     soft_BKL = adapter_->forward(states_TH, layout);
   }
   auto soft_SL = soft_BKL.flatten(0, 1);

@@ -16,12 +16,12 @@ namespace uqa::trainer {
 
 class AlignUsers {
  public:
-  /// Loads the encoder, checks it against `data`, splits it over `tp`, builds the adapter for an LLM of width `llm_hidden`. `config` and
-  /// `questions` are kept by reference. Collective over tp.comm, whose ranks agree on errors.
+  /// Loads the encoder, checks it against `data`, splits it over `tp`, moves it to `device`, builds the adapter for an LLM of width `llm_hidden`. `config`
+  /// and `questions` are kept by reference. Collective over tp.comm, whose ranks agree on errors.
   AlignUsers(const AlignConfig& config, const Frozen& frozen, const data::Dataset& data, const AlignQuestions& questions, std::int64_t llm_hidden,
-             const models::TensorParallel& tp);
-  /// States of a frozen encoder, and the adapter's start from the training questions; `tokens_VL` are the LLM's token embeddings,
-  /// float32. Collective over `world`.
+             const models::TensorParallel& tp, const at::Device& device);
+  /// States of a frozen encoder, and the adapter's start from the training questions, made on the CPU; then the adapter follows the encoder.
+  /// `tokens_VL` are the LLM's token embeddings, float32 on the CPU. Once, before anything below. Collective over `world`.
   void prepare(const Tensor& tokens_VL, const comm::Communicator& world);
 
   /// What soft_tokens() needs of some questions. Made on a loader thread.
@@ -45,9 +45,10 @@ class AlignUsers {
   [[nodiscard]] const std::vector<data::Span>& spans() const { return spans_; }  ///< of questions.all()
   [[nodiscard]] std::int64_t num_cut() const { return num_cut_; }                ///< histories longer than max_len
   [[nodiscard]] const std::string& start() const { return start_; }              ///< "plain", "whitened" or "words": "auto" resolved; "plain" for a given adapter
-  [[nodiscard]] double take_encoder_seconds() { return std::exchange(encoder_seconds_, 0); }  ///< spent in the encoder by soft_tokens() since the last call
+  [[nodiscard]] double take_encoder_seconds() { return std::exchange(encoder_seconds_, 0); }  ///< spent in the encoder by soft_tokens() since the last call; on the CPU
 
  private:
+  void prepare_states(const Tensor& tokens_VL, const comm::Communicator& world);
   void start_adapter(const Tensor& states_SH, const Tensor& tokens_VL);
   [[nodiscard]] std::vector<std::int64_t> training_questions() const;
   [[nodiscard]] bool runs_in_step() const { return !frozen_.encoder || config_.cache.users == "off"; }
@@ -59,6 +60,7 @@ class AlignUsers {
   const AlignQuestions& questions_;
   LoadedUserModel encoder_;
   models::TensorParallel tp_;
+  at::Device device_;
   std::string encoder_digest_, start_;
   std::vector<data::Span> spans_;
   std::int64_t num_cut_ = 0;

@@ -10,6 +10,7 @@
 #include "core/log.h"
 #include "models/format/safetensors.h"
 #include "trainer/checkpoint_manifest.h"
+#include "trainer/device.h"
 
 namespace uqa::trainer {
 namespace {
@@ -102,7 +103,7 @@ std::vector<StoredSlice> assign_slices(const std::vector<NamedParameter>& tensor
 
 struct CheckpointWriter::Pending {
   Manifest manifest;                  ///< complete but for sizes and checksums
-  std::vector<NamedParameter> copies; ///< this rank's part
+  std::vector<NamedParameter> copies; ///< this rank's part, in host memory
   std::string hash;                   ///< of this rank's file; empty when it has none
   std::int64_t size = 0;
   std::exception_ptr error;
@@ -146,7 +147,7 @@ void CheckpointWriter::start(std::int64_t step, const std::vector<NamedParameter
       slice.offset[static_cast<std::size_t>(parameter.layout.dim)] = range->begin;
       slice.shape[static_cast<std::size_t>(parameter.layout.dim)] = range->length;
     }
-    if (rank == world_.rank()) pending->copies.push_back({slice.key, held_part(parameter, range).contiguous().clone()});
+    if (rank == world_.rank()) pending->copies.push_back({slice.key, host_copy(held_part(parameter, range))});
     entry.slices.push_back(std::move(slice));
   }
   const fs::path staging = staging_path(directory_, step);

@@ -45,7 +45,7 @@ class CheckpointWriter {
   CheckpointWriter(const CheckpointWriter&) = delete;
   CheckpointWriter& operator=(const CheckpointWriter&) = delete;
 
-  /// Copies this rank's part and starts writing and syncing it. Collective where a tensor is cut (ranks tell each other their ranges). `loop` is stored in the manifest; its "best_step" (may be
+  /// Copies this rank's part to host memory and starts writing and syncing it. Collective where a tensor is cut (ranks tell each other their ranges). `loop` is stored in the manifest; its "best_step" (may be
   /// absent) is never removed. No checkpoint may be in flight.
   void start(std::int64_t step, const std::vector<NamedParameter>& tensors, const Json& loop);
   /// Between start() and commit().

@@ -165,7 +165,10 @@ Json load_checkpoint(const fs::path& path, const std::vector<NamedParameter>& te
   for (const auto& parameter : tensors) check_slices(path, parameter.name, manifest, headers);
   for (const auto& parameter : tensors) {
     if (parameter.tensor.numel() == 0) continue;
-    auto* const target = static_cast<std::byte*>(parameter.tensor.detach().mutable_data_ptr());
+    // Files are read by the host: what lives elsewhere is put together in memory and copied once.
+    const Tensor own = parameter.tensor.detach();
+    const Tensor host = own.is_cpu() ? own : at::empty(own.sizes(), own.options().device(at::kCPU));
+    auto* const target = static_cast<std::byte*>(host.mutable_data_ptr());
     for (const auto& part : wanted_parts(parameter)) {
       for (const auto& slice : manifest.tensors.at(parameter.name).slices) {
         const Box box = common_box(part.box, slice);
@@ -175,6 +178,7 @@ Json load_checkpoint(const fs::path& path, const std::vector<NamedParameter>& te
         BoxCopy(box, stored, part.local, parameter.tensor.element_size())(files.at(slice.file).bytes().data() + info.begin, target);
       }
     }
+    if (!own.is_cpu()) own.copy_(host);
   }
   return manifest.loop;
 }

@@ -6,6 +6,7 @@
 #include <numeric>
 #include <optional>
 
+#include "comm/device.h"
 #include "core/clock.h"
 #include "core/error.h"
 #include "core/hash.h"
@@ -40,7 +41,8 @@ class Evaluation {
     const auto parallel = config_.parallel();
     split_ = {.axis = mesh_.tp(),
               .llm = models::tensor_parallel(mesh_.tp(), parallel.llm_degree(), "parallel.llm_tp"),
-              .encoder = models::tensor_parallel(mesh_.tp(), parallel.encoder_degree(), "parallel.encoder_tp")};
+              .encoder = models::tensor_parallel(mesh_.tp(), parallel.encoder_degree(), "parallel.encoder_tp"),
+              .device = mesh_.device()};
   }
 
   std::vector<EvaluationResult> operator()() {
@@ -129,7 +131,8 @@ class Evaluation {
     if (has_soft_row(prompt_)) data_ = select_features(model_.encoder_config, data_);
     if (config_.cache_responses) {
       cache_.emplace(responses_path());
-      run_facts_ = fmt::format("{} {} {} {} {} {}|", hash_file(fs::path(config_.run) / "model.safetensors"), model_.info.at("llm").at("digest").dump(),
+      const std::string device = split_.device.is_cpu() ? "" : fmt::format("{} ", c10::DeviceTypeName(split_.device.type(), /*lower_case=*/true));  // rounds otherwise
+      run_facts_ = device + fmt::format("{} {} {} {} {} {}|", hash_file(fs::path(config_.run) / "model.safetensors"), model_.info.at("llm").at("digest").dump(),
                                data_.digest(), config_.prompt, c10::toString(model_.llm->options().dtype), has_state(prompt_) ? model_.info.at("encoder").at("digest").dump() : "");
     }
     for (const auto& variant : variants_) {
@@ -283,10 +286,10 @@ class Evaluation {
   /// Soft tokens of the members' prompts and of the references behind them; undefined for a prompt without soft rows.
   [[nodiscard]] Tensor soft_tokens_of(const std::vector<std::size_t>& members, std::int64_t num_prompts) {
     if (!has_soft_row(prompt_)) return {};
-    if (prompt_ == Prompt::kZero) return at::zeros({num_prompts * model_.prompt_options.soft_tokens, model_.llm->config().hidden}, at::kFloat);
+    if (prompt_ == Prompt::kZero) return at::zeros({num_prompts * model_.prompt_options.soft_tokens, model_.llm->config().hidden}, at::TensorOptions(at::kFloat).device(split_.device));
     std::vector<std::int64_t> indices;
     for (const auto q : members) indices.push_back(static_cast<std::int64_t>(q));
-    const auto [states_TH, layout] = states_.select(indices);
+    const auto [states_TH, layout] = states_.select(indices, split_.device);
     const auto soft_SL = model_.adapter->forward(states_TH, layout).flatten(0, 1);
     const auto references = num_prompts - static_cast<std::int64_t>(members.size());
     return references == 0 ? soft_SL : at::cat({soft_SL, model_.average_user_KL.repeat({references, 1})});
@@ -348,6 +351,7 @@ class Evaluation {
                       {"answer", model_.info.at("answer")},
                       {"scored", num_scored_},
                       {"ranks", world_.size()},
+                      {"device", comm::describe_device(world_)},
                       {"llm_tp", split_.llm.size()},
                       {"encoder_tp", split_.encoder.size()},
                       {"seconds", seconds}};

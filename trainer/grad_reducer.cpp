@@ -20,23 +20,42 @@ constexpr std::int64_t kAlignElements = 16;
 using models::ShardAxis;
 constexpr std::size_t kNumAxes = 5;  // of ShardAxis
 
-double squares_of(const Tensor& x) {
-  const double norm = at::linalg_vector_norm(x, 2, at::OptionalIntArrayRef{}, false, at::kDouble).item<double>();
-  return norm * norm;
-}
+/// A piece of a gradient that `copies` ranks hold alike.
+struct NormPiece {
+  std::size_t parameter;
+  double copies;
+};
 
-/// Sum of squares in which the ranks that hold copies of a range share it.
-double counted_squares(const Tensor& gradient, const models::ParameterLayout& layout) {
-  const auto& ranges = layout.ranges;
-  if (std::ranges::all_of(ranges, [](const auto& range) { return range.copies == 1; })) return squares_of(gradient);
-  double squares = 0;
-  std::int64_t begin = 0;
-  for (const auto& range : ranges) {
-    squares += squares_of(gradient.narrow(layout.dim, begin, range.length)) / range.copies;
-    begin += range.length;
+/// Norms of the pieces, float64, in host memory: one copy from the device for all of them.
+class PieceNorms {
+ public:
+  void add(std::size_t parameter, const Tensor& gradient, const models::ParameterLayout& layout) {
+    const auto& ranges = layout.ranges;
+    if (std::ranges::all_of(ranges, [](const auto& range) { return range.copies == 1; })) return add_piece({parameter, 1}, gradient);
+    std::int64_t begin = 0;
+    for (const auto& range : ranges) {
+      add_piece({parameter, static_cast<double>(range.copies)}, gradient.narrow(layout.dim, begin, range.length));
+      begin += range.length;
+    }
   }
-  return squares;
-}
+  /// Sum of squares of each of `num_parameters` gradients, in which the ranks that hold copies of a range share it.
+  [[nodiscard]] std::vector<double> squares(std::size_t num_parameters) const {
+    std::vector<double> squares(num_parameters, 0);
+    if (norms_.empty()) return squares;
+    const Tensor norms = at::stack(norms_).cpu();
+    const auto* const values = norms.const_data_ptr<double>();
+    for (std::size_t i = 0; i < pieces_.size(); ++i) squares[pieces_[i].parameter] += values[i] * values[i] / pieces_[i].copies;
+    return squares;
+  }
+
+ private:
+  void add_piece(NormPiece piece, const Tensor& x) {
+    pieces_.push_back(piece);
+    norms_.push_back(at::linalg_vector_norm(x, 2, at::OptionalIntArrayRef{}, false, at::kDouble));
+  }
+  std::vector<NormPiece> pieces_;
+  std::vector<Tensor> norms_;
+};
 
 std::size_t index_of(ShardAxis axis) { return static_cast<std::size_t>(axis); }
 
@@ -45,13 +64,17 @@ using PerAxis = std::array<comm::Communicator, kNumAxes>;
 PerAxis slices_of(const comm::Mesh& mesh) { return {comm::Communicator(), mesh.tp(), mesh.table(), mesh.dp(), mesh.world()}; }
 
 double norm_of(const std::vector<NamedParameter>& parameters, const std::vector<Tensor>& gradients, const PerAxis& slices) {
+  const at::NoGradGuard no_grad;
+  // One parameter at a time, so that the sum does not depend on how the buckets were cut.
+  PieceNorms norms;
+  for (std::size_t i = 0; i < parameters.size(); ++i) norms.add(i, gradients[i], parameters[i].layout);
+  const auto of_parameter = norms.squares(parameters.size());
   std::array<double, kNumAxes> squares{};
   std::array<bool, kNumAxes> present{};
   for (std::size_t i = 0; i < parameters.size(); ++i) {
-    // One parameter at a time, so that the sum does not depend on how the buckets were cut.
-    const auto& layout = parameters[i].layout;
-    squares[index_of(layout.axis)] += counted_squares(gradients[i], layout);
-    present[index_of(layout.axis)] = true;
+    const auto axis = index_of(parameters[i].layout.axis);
+    squares[axis] += of_parameter[i];
+    present[axis] = true;
   }
   double sum = 0;
   for (std::size_t axis = 0; axis < kNumAxes; ++axis) {
@@ -159,9 +182,9 @@ GradReducer::GradReducer(const std::vector<NamedParameter>& parameters, const Ax
   for (std::size_t i = state.parameters.size(); i-- > 0;) {
     const auto& [name, parameter, lr_scale, layout] = state.parameters[i];
     UQA_CHECK(parameter.defined() && parameter.is_leaf() && parameter.requires_grad() &&
-                  parameter.scalar_type() == at::kFloat && parameter.is_contiguous() && parameter.device().is_cpu(),
+                  parameter.scalar_type() == at::kFloat && parameter.is_contiguous() && parameter.device() == parameters.front().tensor.device(),
               ErrorCode::kInternal,
-              "parameter {}: must be a contiguous float32 leaf on the CPU that requires a gradient", name);
+              "parameter {}: must be a contiguous float32 leaf that requires a gradient, on the device of the others", name);
     UQA_CHECK(layout.axis != ShardAxis::kDp && layout.axis != ShardAxis::kDpTp, ErrorCode::kInternal,
               "parameter {}: is sharded over dp, which these buckets cannot sum; keep the parameter replicated", name);
     models::check_layout(name, parameter, layout);
@@ -182,7 +205,7 @@ GradReducer::GradReducer(const std::vector<NamedParameter>& parameters, const Ax
     state.bucket_of[i] = bucket;
     state.buckets[bucket].parameters.push_back(i);
   }
-  for (std::size_t b = 0; b < sizes.size(); ++b) state.buckets[b].flat = at::zeros({sizes[b]}, at::kFloat);
+  for (std::size_t b = 0; b < sizes.size(); ++b) state.buckets[b].flat = at::zeros({sizes[b]}, parameters.front().tensor.options().requires_grad(false));
   for (std::size_t i = 0; i < state.parameters.size(); ++i) {
     const Tensor& parameter = state.parameters[i].tensor;
     const Bucket& bucket = state.buckets[state.bucket_of[i]];
@@ -222,7 +245,8 @@ double GradReducer::finish(double scale) {
   state.armed = false;
   for (std::size_t i = 0; i < state.parameters.size(); ++i) {
     const Tensor& gradient = state.parameters[i].tensor.grad();
-    UQA_CHECK(gradient.defined() && gradient.const_data_ptr() == state.views[i].const_data_ptr(), ErrorCode::kInternal,
+    const Tensor& view = state.views[i];
+    UQA_CHECK(gradient.defined() && gradient.is_alias_of(view) && gradient.storage_offset() == view.storage_offset(), ErrorCode::kInternal,
               "gradient of parameter {}: is no longer a view of its bucket; zero gradients with begin_step() only",
               state.parameters[i].name);
   }

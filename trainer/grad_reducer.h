@@ -27,7 +27,7 @@ using at::Tensor;
 /// Each bucket belongs to one of these axes.
 class GradReducer {
  public:
-  /// `parameters`: float32, contiguous leaves on the CPU that require a gradient, each once; the same list on all ranks. A bucket
+  /// `parameters`: float32, contiguous leaves on one device that require a gradient, each once; the same list on all ranks. A bucket
   /// takes parameters until it holds `bucket_bytes`; a larger parameter has a bucket of its own.
   GradReducer(const std::vector<NamedParameter>& parameters, const comm::Mesh& mesh, std::int64_t bucket_bytes);
   /// Replicated parameters only, summed over `dp`.
@@ -43,7 +43,8 @@ class GradReducer {
   /// Error(kInternal). Without arm(), finish() sends everything. Local.
   void arm();
   /// Sends what is left, waits, and multiplies by `scale`. Returns the seconds that this step spent on communication which
-  /// backward did not hide (in finish() and inside the hooks). Collective over the axes above. Throws Error(kComm).
+  /// backward did not hide (in finish() and inside the hooks); on a device, whose collectives do not block the host, that is the time to issue
+  /// them. Collective over the axes above. Throws Error(kComm).
   double finish(double scale = 1.0);
 
   /// Views of the buckets, in the order of the parameters.

@@ -1,6 +1,6 @@
 #include "trainer/layer_shards.h"
 
-#include <c10/core/CPUAllocator.h>
+#include <c10/core/Allocator.h>
 #include <torch/csrc/autograd/function_hook.h>
 #include <torch/csrc/autograd/variable.h>
 
@@ -18,7 +18,7 @@ using torch::autograd::AutogradContext;
 using torch::autograd::variable_list;
 
 void set_storage_bytes(c10::StorageImpl& storage, std::size_t bytes) {
-  storage.set_data_ptr_noswap(c10::GetCPUAllocator()->allocate(bytes));
+  storage.set_data_ptr_noswap(c10::GetAllocator(storage.device_type())->allocate(bytes));
   storage.set_nbytes(bytes);
 }
 

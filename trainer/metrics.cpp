@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "core/log.h"
+#include "trainer/device.h"
 
 namespace uqa::trainer {
 
@@ -32,23 +33,24 @@ double StepMeter::loss_nats() const { return labels_ > 0 ? loss_sum_nats_ / stat
 Json StepMeter::record(std::int64_t step, double epoch, double lr, double grad_norm) {
   const double seconds = times_.total_s > 0 ? times_.total_s : 1;
   const std::int64_t bytes = mesh_.bytes_sent(), table_bytes = table_bytes_sent();
-  const Json record{{"kind", "train"},
-                    {"step", step},
-                    {"epoch", epoch},
-                    {"loss_nats", loss_nats()},
-                    {"lr", lr},
-                    {"grad_norm", grad_norm},
-                    {"labels", labels_},
-                    {"seconds", times_.total_s},
-                    {"interactions_per_s", static_cast<double>(interactions_) / seconds},
-                    {"tokens_per_s", static_cast<double>(tokens_) / seconds},
-                    {"data_wait_fraction", times_.data_wait_s / seconds},
-                    {"comm_exposed_fraction", times_.comm_exposed_s / seconds},
-                    {"comm_bytes", bytes - bytes_before_},
-                    {"comm_table_bytes", table_bytes - table_bytes_before_},
-                    {"peak_rss_bytes", peak_rss_bytes()},
-                    {"flops_per_s", flops_ / seconds},
-                    {"slowest_rank", straggler()}};
+  Json record{{"kind", "train"},
+              {"step", step},
+              {"epoch", epoch},
+              {"loss_nats", loss_nats()},
+              {"lr", lr},
+              {"grad_norm", grad_norm},
+              {"labels", labels_},
+              {"seconds", times_.total_s},
+              {"interactions_per_s", static_cast<double>(interactions_) / seconds},
+              {"tokens_per_s", static_cast<double>(tokens_) / seconds},
+              {"data_wait_fraction", times_.data_wait_s / seconds},
+              {"comm_exposed_fraction", times_.comm_exposed_s / seconds},
+              {"comm_bytes", bytes - bytes_before_},
+              {"comm_table_bytes", table_bytes - table_bytes_before_},
+              {"peak_rss_bytes", peak_rss_bytes()},
+              {"flops_per_s", flops_ / seconds},
+              {"slowest_rank", straggler()}};
+  if (!mesh_.device().is_cpu()) record["peak_device_bytes"] = peak_device_bytes(mesh_.device());
   loss_sum_nats_ = flops_ = 0;
   labels_ = interactions_ = tokens_ = 0;
   times_ = {};

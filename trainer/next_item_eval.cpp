@@ -6,6 +6,7 @@
 #include <exception>
 
 #include "models/loss/item_softmax.h"
+#include "trainer/device.h"
 #include "trainer/pretrain.h"
 #include "trainer/ranking_metrics.h"
 
@@ -68,6 +69,7 @@ std::vector<std::string> next_item_metric_names() {
 NextItemResult evaluate_next_item(models::UserModelImpl& model, const data::Dataset& dataset, const std::vector<data::Span>& spans,
                                   const comm::Communicator& comm, const NextItemOptions& options) {
   const at::NoGradGuard no_grad;
+  const auto device = device_of(model);
   const auto total = static_cast<std::int64_t>(spans.size());
   const std::int64_t first = total * comm.rank() / comm.size(), last = total * (comm.rank() + 1) / comm.size();
   ExactSums sums;
@@ -85,9 +87,9 @@ NextItemResult evaluate_next_item(models::UserModelImpl& model, const data::Data
         error = std::current_exception();
       }
       if (error && !model.shards_tables()) break;
-      const Tensor states_TH = model.forward(batch.users, {});
-      const Tensor h_BD = model.item_hiddens(states_TH.index_select(0, at::tensor(batch.rows, at::kLong)));
-      const Tensor ranks_B = models::item_ranks(h_BD, model.item_table(), at::tensor(batch.targets, at::kLong), {}, model.item_shards()).contiguous();
+      const Tensor states_TH = model.forward(to_device(batch.users, device), {});
+      const Tensor h_BD = model.item_hiddens(states_TH.index_select(0, indices_on(batch.rows, device)));
+      const Tensor ranks_B = models::item_ranks(h_BD, model.item_table(), indices_on(batch.targets, device), {}, model.item_shards()).cpu().contiguous();
       const auto* const ranks = ranks_B.const_data_ptr<double>();
       for (std::int64_t b = 0; b < ranks_B.numel(); ++b) sums.add(ranks[b]);
     }

@@ -14,12 +14,15 @@ Optimizer::Optimizer(std::vector<NamedParameter> parameters, OptimConfig config)
     UQA_CHECK(tensor.scalar_type() == at::kFloat && tensor.is_contiguous() && tensor.requires_grad(), ErrorCode::kInternal,
               "parameter {}: dtype {}, contiguous {}, requires_grad {}; must be a contiguous float32 leaf", name,
               c10::toString(tensor.scalar_type()), tensor.is_contiguous(), tensor.requires_grad());
+    const auto device = parameters_.front().tensor.device();
+    UQA_CHECK(tensor.device() == device, ErrorCode::kInternal, "parameter {}: is on {}, parameter {} on {}; all must be on one device", name, tensor.device().str(),
+              parameters_.front().name, device.str());
     values_.push_back(tensor.detach());
     if (!adamw) continue;
     first_.push_back(at::zeros_like(values_.back()));
     second_.push_back(at::zeros_like(values_.back()));
-    steps_.push_back(at::zeros({}, at::kFloat));
   }
+  if (adamw) step_count_ = at::zeros({}, values_.front().options());
 }
 
 Tensor Optimizer::gradient_of(std::size_t i) const {
@@ -49,14 +52,14 @@ void Optimizer::step(double lr) {
     return;
   }
   // The kernel divides by 1 - beta^step: steps are counted up before it, since 0 would give NaN.
-  for (auto& s : steps_) s.fill_(static_cast<double>(updates_));
+  step_count_.fill_(static_cast<double>(updates_));
   for (const auto& [lr_scale, members] : groups_) {
     const auto of_group = [&](const std::vector<Tensor>& all) {
       std::vector<Tensor> some;
       for (const auto i : members) some.push_back(all[i]);
       return some;
     };
-    at::_fused_adamw_(of_group(values_), of_group(grads), of_group(first_), of_group(second_), {}, of_group(steps_), lr * lr_scale, config_.beta1, config_.beta2,
+    at::_fused_adamw_(of_group(values_), of_group(grads), of_group(first_), of_group(second_), {}, std::vector<Tensor>(members.size(), step_count_), lr * lr_scale, config_.beta1, config_.beta2,
                       config_.weight_decay, config_.eps, /*amsgrad=*/false, /*maximize=*/false, std::nullopt, std::nullopt);
   }
 }

@@ -13,10 +13,10 @@
 
 namespace uqa::trainer {
 
-/// Not thread-safe. Holds the parameters by reference (tensor handles); moments are float32, shaped as their parameters.
+/// Not thread-safe. Holds the parameters by reference (tensor handles); moments are float32, shaped as their parameters and on their device.
 class Optimizer {
  public:
-  /// Parameters must be float32, contiguous and require gradients: Error(kInternal), since the fused kernel ignores strides.
+  /// Parameters must be float32, contiguous, on one device and require gradients: Error(kInternal), since the fused kernel ignores strides.
   Optimizer(std::vector<NamedParameter> parameters, OptimConfig config);
 
   /// One update with rate lr * lr_scale from the gradients, with AdamW as torch.optim.AdamW does it (decoupled decay, bias correction). A parameter
@@ -33,7 +33,8 @@ class Optimizer {
   [[nodiscard]] Tensor gradient_of(std::size_t i) const;
   std::vector<NamedParameter> parameters_;
   OptimConfig config_;
-  std::vector<Tensor> values_, first_, second_, steps_;
+  std::vector<Tensor> values_, first_, second_;
+  Tensor step_count_;  ///< float32 scalar on the parameters' device: the fused kernel reads it there; empty for sgd
   std::map<double, std::vector<std::size_t>> groups_;  ///< parameters by lr_scale
   std::int64_t updates_ = 0;
 };

@@ -8,6 +8,7 @@
 #include "models/loss/item_softmax.h"
 #include "models/recompute.h"
 #include "trainer/autocast.h"
+#include "trainer/device.h"
 #include "trainer/next_item_eval.h"
 #include "trainer/run_info.h"
 #include "trainer/save_whole.h"
@@ -40,6 +41,7 @@ struct PretrainTask::Impl {
   models::UserModelConfig model_config;
   models::UserModel model{nullptr};
   Json split;              ///< how the encoder lies on the ranks
+  at::Device device{at::kCPU};
   double mean_length = 1;  ///< of a training history: attention's share of the FLOPs
   [[nodiscard]] bool bf16() const { return config.loop.train.dtype == "bf16"; }
   void open(PretrainConfig given);
@@ -56,6 +58,7 @@ struct PretrainTask::Impl {
 
 PretrainTask::PretrainTask(PretrainConfig config, const comm::Mesh& mesh) : impl_(std::make_unique<Impl>()) {
   auto& s = *impl_;
+  s.device = mesh.device();
   // Agreed before ranks meet in the model: a tensor-parallel one splits their group.
   comm::run_agreed(mesh.world(), [&] { s.open(std::move(config)); });
   const auto tp = models::tensor_parallel(mesh.tp(), s.config.loop.parallel.encoder_degree(), "parallel.tp");
@@ -66,6 +69,7 @@ PretrainTask::PretrainTask(PretrainConfig config, const comm::Mesh& mesh) : impl
     s.model = models::UserModel(s.model_config, sharding, tp);
     s.model->init_weights(static_cast<std::uint64_t>(s.config.loop.train.seed));
     if (s.config.model.sasrec_same_start) copy_first_attention(*s.model);
+    move_to(*s.model, s.device);
     s.split = describe_split(s.model_config.encoder, tp);
   });
 }
@@ -128,11 +132,11 @@ Tensor PretrainTask::loss_sum(const TaskBatch& batch, std::int64_t micro, const 
   const auto packed = has_rows ? parts[static_cast<std::size_t>(micro)] : nullptr;
   Tensor h_TD;
   {
-    const AutocastBf16 autocast(impl_->bf16());
+    const AutocastBf16 autocast(impl_->bf16(), impl_->device.type());
     const models::RecomputeLayers recompute(impl_->config.loop.memory.recompute == "layers");
-    h_TD = model.item_hiddens(model.forward(has_rows ? wrap_user_batch(packed) : model.empty_batch(), context));
+    h_TD = model.item_hiddens(model.forward(to_device(has_rows ? wrap_user_batch(packed) : model.empty_batch(), impl_->device), context));
   }
-  const auto targets_T = has_rows ? wrap_targets(packed) : at::empty({0}, at::kLong);
+  const auto targets_T = (has_rows ? wrap_targets(packed) : at::empty({0}, at::kLong)).to(impl_->device);
   return models::item_softmax_loss(h_TD.to(at::kFloat), model.item_table(), targets_T, {.bf16 = impl_->bf16()}, model.item_shards());
 }
 

@@ -92,8 +92,8 @@ struct PretrainConfig {
 /// Next-item pre-training as a task of the shared loop.
 class PretrainTask : public TrainingTask {
  public:
-  /// Opens the data set, makes the splits and this rank's part of the model with its initial weights, which do not depend on the
-  /// mesh. Local; `mesh` is the one that will train.
+  /// Opens the data set, makes the splits and this rank's part of the model with its initial weights, which depend neither on the mesh nor on
+  /// its device, where the model then lives. Local; `mesh` is the one that will train.
   PretrainTask(PretrainConfig config, const comm::Mesh& mesh);
   explicit PretrainTask(PretrainConfig config);  ///< on one rank
   ~PretrainTask() override;

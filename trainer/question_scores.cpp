@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "core/error.h"
+#include "trainer/device.h"
 
 namespace uqa::trainer {
 
@@ -32,15 +33,16 @@ QuestionScores score_questions(models::LlmImpl& llm, const QuestionBatch& batch,
   const at::NoGradGuard no_grad;
   const auto size = batch.num_questions();
   const auto packed = pack_prompts(batch.prompts);
+  const auto on_device = to_device(packed, device_of(llm));
   models::PackedCache cache;
-  const auto head_RH = run_prompts(llm, packed, soft_SL, options.max_new_tokens > 1 ? &cache : nullptr);
+  const auto head_RH = run_prompts(llm, on_device, soft_SL, options.max_new_tokens > 1 ? &cache : nullptr);
   QuestionScores scores{.option_nats_BS = at::zeros({size, kScores}, at::kFloat), .answers = {}};
   const auto heads_B = packed.prompt_heads_B.narrow(0, 0, size);
   const auto rows_B = packed.head_rows_R.index_select(0, heads_B);
   scores.answers = models::generate(llm,
                                     {.cache = &cache, .blocks = &packed.blocks,
                                      .last_rows = {rows_B.const_data_ptr<std::int64_t>(), rows_B.const_data_ptr<std::int64_t>() + size},
-                                     .states_BH = head_RH.index_select(0, heads_B), .ids = batch.ids},
+                                     .states_BH = head_RH.index_select(0, on_device.prompt_heads_B.narrow(0, 0, size)), .ids = batch.ids},
                                     options);
 
   std::vector<std::int64_t> with_options, references;  // of the questions that have options: which, and whose reference
@@ -56,7 +58,7 @@ QuestionScores score_questions(models::LlmImpl& llm, const QuestionBatch& batch,
     if (!batch.reference_of.empty()) references.push_back(place[static_cast<std::size_t>(batch.reference_of[q])]);
   }
   if (with_options.empty()) return scores;
-  const auto sums_C = continuation_sums(packed, token_log_probs(llm, head_RH, packed));
+  const auto sums_C = continuation_sums(on_device, token_log_probs(llm, head_RH, on_device)).cpu();
   const auto means_P24 = (sums_C / packed.continuation_tokens_C).view({-1, 2, static_cast<std::int64_t>(kNumOptions)});
   const auto means_M24 = means_P24.narrow(0, 0, static_cast<std::int64_t>(with_options.size()));
   const auto text_M4 = means_M24.select(1, 1);

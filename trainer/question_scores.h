@@ -37,7 +37,7 @@ struct QuestionScores {
   std::vector<std::vector<std::int64_t>> answers;   ///< [B] generated tokens
   [[nodiscard]] Response response(std::size_t question) const;
 };
-/// One pass over the prompts, and one row a generated token behind it. `soft_SL` as run_prompts() takes it. Error(kNumeric) when a score is not finite. No gradient.
+/// One pass over the prompts, and one row a generated token behind it. `soft_SL` as run_prompts() takes it, on the LLM's device; scores are in host memory. Error(kNumeric) when a score is not finite. No gradient.
 [[nodiscard]] QuestionScores score_questions(models::LlmImpl& llm, const QuestionBatch& batch, const Tensor& soft_SL, const models::GenerateOptions& options);
 
 /// What ends an answer: the LLM's end tokens and the end of the turn.

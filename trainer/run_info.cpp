@@ -8,6 +8,7 @@
 #include <sched.h>
 #include <unistd.h>
 
+#include "comm/device.h"
 #include "core/hash.h"
 #include "core/log.h"
 #include "models/torch_pch.h"
@@ -61,8 +62,10 @@ void set_deterministic(bool on) {
 }
 
 Json describe_numerics(const comm::Mesh& mesh) {
-  return {{"ranks", mesh.world().size()}, {"dp", mesh.dp().size()}, {"tp", mesh.tp().size()}, {"table_group", mesh.table().size()},
-          {"threads", at::get_num_threads()}, {"cpu_capability", at::get_cpu_capability()}};
+  Json numerics{{"ranks", mesh.world().size()}, {"dp", mesh.dp().size()}, {"tp", mesh.tp().size()}, {"table_group", mesh.table().size()},
+                {"threads", at::get_num_threads()}, {"cpu_capability", at::get_cpu_capability()}};
+  if (!mesh.device().is_cpu()) numerics["device"] = comm::device_name(mesh.world());
+  return numerics;
 }
 
 Json describe_run(const comm::Mesh& mesh) {
@@ -73,7 +76,7 @@ Json describe_run(const comm::Mesh& mesh) {
   const Json here{{"versions", {{"uqa", UQA_VERSION}, {"libtorch", TORCH_VERSION}, {"compiler", __VERSION__}}},
                   {"host", host_name()},
                   {"num_hosts", hosts.size()},
-                  {"device", "cpu"},
+                  {"device", comm::describe_device(world)},
                   {"host_cores", host_cores()},
                   {"threads_per_rank", at::get_num_threads()},
                   {"mesh", {{"world", world.size()}, {"dp", mesh.dp().size()}, {"tp", mesh.tp().size()}, {"table_group", mesh.table().size()}}}};

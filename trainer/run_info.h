@@ -17,7 +17,7 @@ std::int64_t set_num_threads(std::int64_t num_threads, const comm::Communicator&
 
 /// Operators without a fixed order of sums become errors (on), or may be used (off). For this process, until the next call.
 void set_deterministic(bool on);
-/// What decides the bits of a run besides its settings and data: ranks, mesh, threads, vector instructions.
+/// What decides the bits of a run besides its settings and data: ranks, mesh, threads, vector instructions, the kind of device.
 [[nodiscard]] Json describe_numerics(const comm::Mesh& mesh);
 
 }  // namespace uqa::trainer

@@ -10,8 +10,9 @@
 namespace uqa::trainer {
 namespace {
 
-std::span<const std::byte> contiguous_bytes(const Tensor& tensor) {
-  return {static_cast<const std::byte*>(tensor.const_data_ptr()), static_cast<std::size_t>(tensor.nbytes())};
+void append_values(format::SafetensorsWriter& writer, const Tensor& tensor) {
+  const Tensor host = tensor.detach().cpu().contiguous();
+  writer.append({static_cast<const std::byte*>(host.const_data_ptr()), static_cast<std::size_t>(host.nbytes())});
 }
 
 /// Whether rank 0 is in this rank's group of the axis: the others have nothing to add.
@@ -80,7 +81,7 @@ void save_whole_tensors(const fs::path& path, const std::vector<NamedParameter>&
   for (const std::size_t i : format::SafetensorsWriter::order_of(plans)) {
     const auto& parameter = tensors[i];
     if (!parameter.layout.sharded()) {
-      guarded([&] { writer->append(contiguous_bytes(parameter.tensor.detach().contiguous())); });
+      guarded([&] { append_values(*writer, parameter.tensor); });
       continue;
     }
     const auto& axis = ranks_of(parameter.layout.axis, mesh);
@@ -94,7 +95,7 @@ void save_whole_tensors(const fs::path& path, const std::vector<NamedParameter>&
     const auto rows = std::max<std::int64_t>(1, piece_bytes / std::max<std::int64_t>(1, row_bytes));
     for (std::int64_t begin = 0; begin < shape[0]; begin += rows) {
       const Tensor piece = gather_rows(parameter, held, axis, begin, std::min(begin + rows, shape[0]));
-      guarded([&] { writer->append(contiguous_bytes(piece)); });
+      guarded([&] { append_values(*writer, piece); });
     }
   }
   guarded([&] { writer->finish(); });

@@ -4,7 +4,7 @@
 //   const auto head = run_prompts(*llm, packed, soft_BKH.flatten(0, 1));
 //   const auto sums_C = continuation_sums(packed, token_log_probs(*llm, head, packed));
 //
-// B prompts, K soft tokens each, S = B * K, C continuations, R rows that the head runs on, N scored tokens, H LLM width, V vocabulary.
+// `packed` and `soft` are on the LLM's device (trainer/device.h). B prompts, K soft tokens each, S = B * K, C continuations, R rows that the head runs on, N scored tokens, H LLM width, V vocabulary.
 #pragma once
 
 #include "models/llm/decoder.h"

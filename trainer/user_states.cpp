@@ -11,6 +11,7 @@
 #include "core/text.h"
 #include "data/h5.h"
 #include "trainer/align_parts.h"
+#include "trainer/device.h"
 
 namespace uqa::trainer {
 namespace {
@@ -38,18 +39,18 @@ Histories distinct_histories(const std::vector<data::Span>& spans) {
   return histories;
 }
 
-/// The view of the states of histories [begin, end), laid end to end.
+/// The view of the states of histories [begin, end), laid end to end, in host memory.
 Tensor states_of(models::UserModelImpl& model, const data::Dataset& data, const Histories& histories, const Group& group, StateView view) {
   const std::vector<data::Span> part(histories.distinct.begin() + static_cast<std::ptrdiff_t>(group.begin),
                                      histories.distinct.begin() + static_cast<std::ptrdiff_t>(group.end));
   const auto packed = std::make_shared<const data::PackedBatch>(
       data::pack(data, part, std::vector<std::int64_t>(part.size(), 0), data::Targets::kNone));
-  const auto batch = wrap_user_batch(packed);
+  const auto batch = to_device(wrap_user_batch(packed), device_of(model));
   const auto states_TH = model.forward(batch, {});
   switch (view) {
-    case StateView::kMean: return models::history_means(states_TH, batch.layout);
-    case StateView::kLast: return models::history_lasts(states_TH, batch.layout);
-    case StateView::kAll: return states_TH.to(at::kBFloat16);
+    case StateView::kMean: return models::history_means(states_TH, batch.layout).cpu();
+    case StateView::kLast: return models::history_lasts(states_TH, batch.layout).cpu();
+    case StateView::kAll: return states_TH.to(at::kBFloat16).cpu();
   }
   UQA_FAIL(ErrorCode::kInternal, "unknown state view");
 }
@@ -120,7 +121,7 @@ Tensor read_states(const fs::path& path, const CacheKey& key, StateView view) {
 
 }  // namespace
 
-std::pair<Tensor, models::PackedLayout> UserStates::select(std::span<const std::int64_t> questions) const {
+std::pair<Tensor, models::PackedLayout> UserStates::select(std::span<const std::int64_t> questions, const at::Device& device) const {
   models::PackedLayout layout;
   std::vector<std::int64_t> rows;
   for (const auto q : questions) {
@@ -129,7 +130,7 @@ std::pair<Tensor, models::PackedLayout> UserStates::select(std::span<const std::
     layout.cu_seqlens.push_back(static_cast<std::int64_t>(rows.size()));
     layout.sample_ids.push_back(q);
   }
-  return {rows_RH.index_select(0, at::tensor(rows, at::kLong)).to(at::kFloat), std::move(layout)};
+  return {rows_RH.index_select(0, at::tensor(rows, at::kLong)).to(device).to(at::kFloat), std::move(layout)};
 }
 
 UserStates compute_user_states(models::UserModel model, const data::Dataset& data, const std::vector<data::Span>& spans, StateView view, const comm::Communicator& comm,

@@ -24,16 +24,16 @@ using at::Tensor;
 /// States of the distinct histories behind Q questions.
 struct UserStates {
   models::StateView view = models::StateView::kMean;
-  Tensor rows_RH;                         ///< float32 for kMean and kLast (one row a history), bfloat16 for kAll
+  Tensor rows_RH;                         ///< float32 for kMean and kLast (one row a history), bfloat16 for kAll; in host memory, which is the larger
   std::vector<std::int64_t> begins, ends; ///< rows of each distinct history
   std::vector<std::int64_t> history_of;   ///< [Q] which of them a question shows
 
-  /// float32 rows of some questions' histories, in their order, and their layout.
-  [[nodiscard]] std::pair<Tensor, models::PackedLayout> select(std::span<const std::int64_t> questions) const;
+  /// float32 rows of some questions' histories, in their order, on `device`, and their layout.
+  [[nodiscard]] std::pair<Tensor, models::PackedLayout> select(std::span<const std::int64_t> questions, const at::Device& device = at::kCPU) const;
   [[nodiscard]] std::int64_t bytes() const { return static_cast<std::int64_t>(rows_RH.nbytes()); }
 };
 
-/// Runs each distinct (user, begin, end) of `spans` once, in eval mode without gradient. Batches are fixed by the spans alone, so equal
+/// Runs each distinct (user, begin, end) of `spans` once where `model` lives, in eval mode without gradient. Batches are fixed by the spans alone, so equal
 /// spans in an equal order give equal bits on any number of ranks, which share the work: each group of `tp`, consecutive ranks of `comm` over which
 /// the model is split, takes some. Collective over `comm`; every rank gets all.
 /// Error(kData) for a span that the data set does not have.

@@ -58,7 +58,7 @@ std::vector<LayoutLosses> losses_on(const std::vector<VerifyLayout>& layouts, co
     try {
       if (layout.one_rank) {
         comm::run_agreed(world, [&] {
-          if (world.rank() == 0) train_on(layout, request, comm::Communicator());
+          if (world.rank() == 0) train_on(layout, request, world.alone());
         });
       } else {
         train_on(layout, request, world);

@@ -73,10 +73,15 @@ expect 2 "memory.recompute = some, must be none or layers" pretrain --data d --r
 
 # Devices: refused before work. Whether the plug-in or the device is missing depends on the machine; both name the way out.
 expect 2 "device = gpu, must be cpu or cuda" doctor --device=gpu
-expect 2 "device = cuda, the training stages .*feature tables" pretrain --data d --run r --device=cuda
+expect 2 "device = gpu, must be cpu or cuda" pretrain --data d --run r --device=gpu
 if ! command -v nvidia-smi >/dev/null; then
   expect 2 "(plug-in|CUDA devices = 0).*--device=cpu" doctor --device=cuda
   expect 2 "(plug-in|CUDA devices = 0).*--device=cpu" bench collectives --device=cuda
+  expect 2 "(plug-in|CUDA devices = 0).*--device=cpu" bench step --device=cuda
+  expect 2 "(plug-in|CUDA devices = 0).*--device=cpu" pretrain --data d --run r --device=cuda
+  expect 2 "(plug-in|CUDA devices = 0).*--device=cpu" align --data d --questions q --encoder-run e --llm l --run r --device=cuda
+  expect 2 "(plug-in|CUDA devices = 0).*--device=cpu" evaluate --run r --data d --device=cuda
+  expect 2 "(plug-in|CUDA devices = 0).*--device=cpu" verify --run r --device=cuda
 fi
 expect 2 "parallel.tp = 3" doctor --parallel.tp=3
 expect 2 "allreduce.*all_reduce" bench collectives --ops allreduce

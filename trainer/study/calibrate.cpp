@@ -86,7 +86,7 @@ std::pair<double, double> measure(const CalibrationCase& c, double seconds) {
     for (const auto& part : made) {
       Tensor h_TD;
       {
-        const AutocastBf16 autocast(bf16);
+        const AutocastBf16 autocast(bf16, at::kCPU);
         h_TD = model->item_hiddens(model->forward(part.batch, {.seed = 1, .step = static_cast<std::int64_t>(step), .micro_step = 0}));
       }
       models::item_softmax_loss(h_TD.to(at::kFloat), model->item_table(), part.targets_T, {.bf16 = bf16}).backward();

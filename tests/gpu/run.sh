@@ -8,7 +8,7 @@
 #   5. speed: one JSON line each
 # One line PASS or FAIL for each; exit 1 if any failed, 2 where there is no GPU.
 set -uo pipefail
-cd "$(dirname "${BASH_SOURCE[0]}")/../.."
+cd "$(dirname "${BASH_SOURCE[0]}")/../.." || exit 1
 root=$PWD
 # shellcheck source=scripts/mpi_env.sh
 source scripts/mpi_env.sh
@@ -81,7 +81,7 @@ make_tiny_log log 80
 check "data" "$uqa" import --schema "$root/recipes/ml-100k.schema.json" --input log/tiny.inter log/tiny.item --output data || exit 1
 check "questions" "$uqa" questions --data data --output questions --train 280 --test 84 || exit 1
 small=(--model.hidden=32 --model.num_heads=2 --model.item_dim=32 --model.feature_dim=8 --model.max_len=32 --batch.global_users=16 --train.epochs=20 --train.max_steps=20
-  --train.log_every_steps=1 --train.num_threads=2 --data.split=files:questions/users_train.txt,questions/users_valid.txt)
+  --train.log_every_steps=1 --train.num_threads=2 "--data.split=files:questions/users_train.txt,questions/users_valid.txt")
 for encoder in sasrec hstu gru4rec mamba2 trm_plus; do
   check "pretrain $encoder on cpu" "$uqa" pretrain --data data --run "cpu-$encoder" --encoder "$encoder" "${small[@]}" || continue
   check "pretrain $encoder on cuda" "$uqa" pretrain --data data --run "cuda-$encoder" --encoder "$encoder" "${small[@]}" --device=cuda || continue
@@ -98,7 +98,7 @@ for encoder in sasrec hstu gru4rec mamba2 trm_plus; do
 done
 check "bf16 on cuda" "$uqa" pretrain --data data --run bf16 "${small[@]}" --train.dtype=bf16 --device=cuda
 check "recomputed layers on cuda" "$uqa" pretrain --data data --run recompute "${small[@]}" --memory.recompute=layers --device=cuda && same_losses "parity of recomputed layers" cuda-trm_plus recompute
-grep -q '"peak_device_bytes"' cuda-trm_plus/metrics.jsonl && pass "metrics name the device's peak memory" || fail "metrics name the device's peak memory"
+check "metrics name the device's peak memory" grep -q '"peak_device_bytes"' cuda-trm_plus/metrics.jsonl
 
 llm=$root/tests/fixtures/llm/qwen2-tiny
 align=(--data data --questions questions --encoder-run cpu-trm_plus --llm "$llm" --batch.global_users=4 --train.epochs=20 --train.max_steps=20 --train.log_every_steps=1

@@ -276,7 +276,9 @@ class ThreadBackend : public Backend {
   template <typename Finish>
   std::unique_ptr<Pending> issue(Started::Part part, std::vector<Tensor> owners, Finish finish) {
     const char* const op = part.op;
-    std::unique_lock lock(group_->run->mutex);
+    const std::lock_guard lock(group_->run->mutex);
+    // A rank that has seen the failure has let go of its buffers.
+    UQA_CHECK(group_->run->failed_rank < 0, ErrorCode::kComm, "{}: rank {} has failed", op, group_->run->failed_rank);
     auto& entry = group_->async[++group_->issued_async[me_]];
     if (!entry) {
       entry = std::make_shared<Started>();
@@ -286,10 +288,8 @@ class ThreadBackend : public Backend {
     started->parts[me_] = std::move(part);
     if (++started->issued == size()) {
       group_->async.erase(group_->issued_async[me_]);
-      lock.unlock();
       check_alike(*started);
       finish(*started);
-      lock.lock();
       started->done = true;
       group_->run->changed.notify_all();
     }

@@ -199,7 +199,7 @@ std::string Watchdog::describe(const Waiting& waiting, const std::map<int, std::
   const Group& group = groups_[static_cast<std::size_t>(waiting.entry)];
   const std::uint64_t id = heartbeats_.own().entries[static_cast<std::size_t>(waiting.entry)].group_id;
   std::vector<std::string> missing;
-  std::vector<int> unknown;
+  std::vector<int> unknown, outside;
   for (const int peer : group.world_ranks) {
     if (peer == rank_) continue;
     const auto record = heartbeats_.read(peer);
@@ -213,6 +213,8 @@ std::string Watchdog::describe(const Waiting& waiting, const std::map<int, std::
     const bool silent = before != earlier.end() && record->beats == before->second;
     if (silent || entry == record->entries.end() || entry->sequence < waiting.sequence)
       missing.push_back(fmt::format("{} ({}{})", peer, silent ? "gives no sign of life, " : "", describe_last(*record)));
+    else if (std::all_of(record->entries.begin(), record->entries.end(), [](const HeartbeatEntry& e) { return e.inside == 0; }))
+      outside.push_back(peer);
   }
   std::string who;
   if (!missing.empty()) who = fmt::format("missing ranks: {}", fmt::join(missing, ", "));
@@ -221,6 +223,8 @@ std::string Watchdog::describe(const Waiting& waiting, const std::map<int, std::
                        fmt::join(unknown, ", "));
   }
   if (who.empty()) who = "no rank is missing, so the transport or a process has stopped";
+  // A started collective may need its sender to come back to the transport.
+  if (missing.empty() && !outside.empty()) who += fmt::format("; ranks that have started it and are outside of collectives: {}", fmt::join(outside, ", "));
   return fmt::format(
       "uqa: rank {}: {} on axis '{}', sequence {}, has waited {:.1f} s, allowed is comm.timeout_s = {}; {}; see what "
       "they do, or raise "

@@ -250,6 +250,7 @@ void LayerShards::end_micro_step() {
 }
 
 void LayerShards::finish(double scale) {
+  check_between_micro_steps("finish()");
   reduce(outside_);
   give_up(outside_);
   if (scale == 1) return;
@@ -264,6 +265,7 @@ void LayerShards::make_whole() {
 }
 
 void LayerShards::release() {
+  check_between_micro_steps("release()");
   give_up(outside_);
   for (auto& unit : units_) give_up(unit);
 }
@@ -277,8 +279,9 @@ void LayerShards::enter(std::int64_t layer) {
 
 std::vector<Tensor> LayerShards::leave(std::int64_t layer, std::vector<Tensor> outputs) {
   const auto unit = unit_of_layer_[static_cast<std::size_t>(layer)];
-  if (!in_micro_step_ || unit < 0) return outputs;
+  if (!in_micro_step_) return outputs;
   help();
+  if (unit < 0) return outputs;
   const auto index = static_cast<std::size_t>(unit);
   if (index + 1 < units_.size()) give_up(units_[index]);  // the last one's backward follows at once
   std::vector<Tensor> tracked;

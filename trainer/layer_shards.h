@@ -25,7 +25,7 @@ namespace uqa::trainer {
 /// it, and end_micro_step() does the rest, with zeros where this rank has no gradient: so ranks without samples, or whose loss does not reach every layer, take part in
 /// all, in the same order. Each gather that the list starts it also ends, so none is on its way outside of a micro-step.
 ///
-/// Memory: whole values of two layers at most, of the one that runs and, as one message, of the one on its way (with this rank's part of it a second time while it
+/// Memory: whole values of two layers at most beside what is outside of layers, of the one that runs and, as one message, of the one on its way (with this rank's part of it a second time while it
 /// is). Gradients: those of the layer in backward, and their message while they are summed.
 class LayerShards final : public models::LayerWatch {
  public:

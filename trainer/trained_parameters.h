@@ -39,7 +39,7 @@ class TrainedParameters {
   /// Where the values of the parameters are: what checkpoints hold and load. They are loaded outside of steps, with Shard::kFull not while whole.
   [[nodiscard]] const std::vector<NamedParameter>& stored() const { return shards_ ? updated_ : parameters_; }
 
-  /// GradReducer's begin_step(), arm(), finish() and global_norm(); collective in all of them with Shard::kFull.
+  /// GradReducer's begin_step(), arm(), finish() and global_norm(); collective in all of them with Shard::kFull, where arm() does nothing.
   void begin_step();
   void arm();
   void begin_micro_step();

@@ -3,6 +3,7 @@
 #include <gtest/gtest.h>
 
 #include <future>
+#include <utility>
 
 #include "comm/backend.h"
 
@@ -63,14 +64,16 @@ TEST(StartedGather, WhatDoesNotMatchIsRefused) {
 TEST(StartedGather, TheWatchdogTellsWhichOneHasWaitedTooLong) {
   std::promise<std::string> reported;
   const std::shared_future<std::string> line = reported.get_future();
-  const auto watchdog = std::make_shared<Watchdog>(0, 2, [&](const std::string& text, bool) { reported.set_value(text); });
-  watchdog->watch(0.1);
+  const auto watchdog = std::make_shared<Watchdog>(0, 2, [&, told = false](const std::string& text, bool) mutable {
+    if (!std::exchange(told, true)) reported.set_value(text);
+  });
   run_ranks(2, [&](const Communicator& comm) {
     if (comm.rank() == 0) comm.backend().watched() = WatchedGroup(watchdog, 1, "world", std::vector<int>{0, 1});
     auto first = all_gather_async(at::ones({2}), kTwoEach, comm);
+    first.second.wait();
+    if (comm.rank() == 0) watchdog->watch(0.1);  // not before: the first may be late, too
     if (comm.rank() == 1) line.wait_for(std::chrono::seconds(20));
     auto second = all_gather_async(at::ones({2}), kTwoEach, comm);
-    first.second.wait();
     second.second.wait();
   });
   ASSERT_EQ(line.wait_for(std::chrono::seconds(0)), std::future_status::ready);

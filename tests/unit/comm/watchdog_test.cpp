@@ -107,6 +107,20 @@ TEST_F(WatchdogTest, NamesARankThatHasStartedTheCollectiveAndStopped) {
   }
 }
 
+TEST_F(WatchdogTest, NamesARankThatHasStartedTheCollectiveAndIsBusyElsewhere) {
+  auto ranks = make_ranks(2);
+  std::vector<WatchedGroup> groups;
+  for (auto& rank : ranks) groups.emplace_back(rank->watchdog, 1, "world", std::vector<int>{0, 1});
+  meet(ranks, PeerFiles::kByName);
+  { const WatchedGroup::Scope started(groups[1], "all_gather_async"); }
+  ranks[0]->watchdog->watch(0.1);
+  const WatchedGroup::Scope waits(groups[0], "all_gather_async");
+  ASSERT_EQ(ranks[0]->report.wait_for(milliseconds(5000)), std::future_status::ready);
+  const auto report = ranks[0]->report.get();
+  expect_contains(report.line, "no rank is missing");
+  expect_contains(report.line, "ranks that have started it and are outside of collectives: 1");
+}
+
 TEST_F(WatchdogTest, OneRankOfTheJobReports) {
   auto ranks = make_ranks(2);
   std::vector<WatchedGroup> groups;

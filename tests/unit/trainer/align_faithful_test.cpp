@@ -175,7 +175,7 @@ TEST_F(Faithful, TheFrozenEncoderKeepsItsDropout) {
   const auto soft_of = [&](const AlignConfig& own, bool training, std::int64_t step, const std::vector<std::size_t>& which) {
     const auto data = data::Dataset::open(own.data);
     const AlignQuestions questions(own, data);
-    AlignUsers users(own, parse_freeze(own.freeze), data, questions, 32, {});
+    AlignUsers users(own, parse_freeze(own.freeze), data, questions, 32, {}, at::kCPU);
     users.encoder()->train(training);
     const at::NoGradGuard no_grad;
     return users.soft_tokens(users.load(which, 0), {.seed = 1, .step = step}, false);

@@ -37,6 +37,10 @@ class Recorder : public comm::detail::Backend {
     note("all_reduce_async");
     return std::make_unique<Done>();
   }
+  std::unique_ptr<comm::detail::Pending> all_gather_async(const void*, void*, std::span<const std::int64_t>, std::vector<Tensor>) override {
+    note("all_gather_async");
+    return std::make_unique<Done>();
+  }
   void all_gather(const void* in, void* out, std::span<const std::int64_t> bytes) override {
     note("all_gather");
     if (type_ != at::kCPU) return;

@@ -43,10 +43,10 @@ synth() {
   [ -e "$output/data/manifest.json" ] || "$uqa" synth --output "$output/data" --format hdf5 "$@" > "$output/synth.json"
 }
 case "$kind" in
-  # What comes next is mostly a matter of the last items' clusters, by matrices of full rank whose singular values fall as 1/k: a wider encoder holds more of
-  # them. Without rules that only memorising learns, small encoders are not stuck at popularity.
-  widths) synth --users 100000 --items 1000 --interactions 6000000 --features none --clusters 250 --successor 0 --transition 0.8 --interest 0.05 --rule 0.1 --lag_power 2 \
-    --spectrum 1 --strength 3 --seed 1 ;;
+  # What comes next is a matter of the last item's cluster, by a matrix of full rank whose singular values fall as k^-0.7: an encoder of width w holds w of
+  # them. Rules that only memorising learns are left out, and an epoch is long enough for the widest encoder, so that width is what is short.
+  widths) synth --users 200000 --items 512 --interactions 12000000 --features none --clusters 256 --successor 0 --transition 0.95 --interest 0 --rule 0 --lags 1 \
+    --spectrum 0.7 --strength 2 --seed 1 ;;
   mini) synth --users 500 --items 200 --interactions 10000 --features none --seed 1 --oracle_positions 2000 ;;
   qa)
     synth --users 12000 --items 2000 --interactions 720000 --features cate --seed 1
